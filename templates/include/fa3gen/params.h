@@ -1,0 +1,20 @@
+// Kernel parameters shared by the host and the device side. Plain C++: the host compiler reads it too.
+#pragma once
+
+namespace fa3gen {
+
+// Run-time values of a forward call. Tensors reach the kernel as TMA descriptors beside this.
+struct ForwardParams {
+  float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
+  float scale_log2;     // softmax scale * log2(e)
+  int batch;
+  int heads;            // query heads
+  int heads_per_kv;     // query heads that share a KV head
+  int seqlen_q;
+  int seqlen_k;
+  int m_blocks;         // query tiles of one head: ceil(seqlen_q / kBlockM)
+  int work_tiles;       // m_blocks * heads * batch
+  int heads_per_group;  // heads scheduled together, so that their K and V stay in L2
+};
+
+}  // namespace fa3gen
