@@ -1,0 +1,114 @@
+"""Artifact: a built kernel on disk, a directory with a shared library and its manifest.
+
+Reading one needs neither torch nor a compiler. The directory may be moved, or copied to another
+machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fa3gen.dtypes import DType
+from fa3gen.errors import InputError
+
+__all__ = ["Artifact", "file_sha256"]
+
+MANIFEST = "artifact.json"
+FORMAT = 1  # of the manifest and of the library's interface
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built kernel: where it lies and what the manifest says of it."""
+
+    directory: Path
+    name: str  # the spec's name
+    op_name: str  # torch op name inside the namespace fa3gen
+    symbol: str  # the kernel's name in the cubin
+    dtype: DType  # of q, k, v and out
+    head_dim_qk: int
+    head_dim_v: int
+    block_m: int  # query rows of a work tile
+    block_n: int  # keys of a KV tile
+    threads: int  # of a CTA
+    smem_bytes: int  # dynamic shared memory of a CTA
+    registers: int  # of a thread at entry
+    spill_bytes: int
+    build_seconds: float
+    library: str  # file name of the shared library inside the directory
+    library_sha256: str
+    nvcc: str  # compiler versions
+    cxx: str
+    cutlass: str
+    torch_abi: str  # the oldest torch whose stable ABI the library needs, "2.10"
+
+    @property
+    def library_path(self) -> Path:
+        """The shared library."""
+        return self.directory / self.library
+
+    @staticmethod
+    def read(directory: str | Path) -> Artifact:
+        """The artifact in ``directory``; its library is not opened.
+
+        Raises InputError where there is none, or one of another format.
+        """
+        directory = Path(directory)
+        try:
+            manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{directory}: no readable {MANIFEST}, so not an artifact ({error}); "
+                "make one with `fa3gen build SPEC -o DIR`"
+            ) from error
+        return _from_manifest(directory, manifest)
+
+    def write(self) -> None:
+        """Writes the manifest into the directory, whole or not at all."""
+        fields = dataclasses.asdict(self)
+        del fields["directory"]
+        fields["dtype"] = self.dtype.value
+        text = json.dumps({"format": FORMAT, **fields}, indent=2, sort_keys=True) + "\n"
+        temporary = self.directory / f"{MANIFEST}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.directory / MANIFEST)
+
+    def verify_library(self) -> None:
+        """Raises InputError unless the library is the one that the manifest was written for."""
+        path = self.library_path
+        if not path.is_file():
+            raise InputError(f"{path}: the artifact's library is missing; build it again")
+        found = file_sha256(path)
+        if found != self.library_sha256:
+            raise InputError(
+                f"{path}: sha256 must be {self.library_sha256}, as {MANIFEST} says (got {found}); "
+                "the library is damaged or was replaced: build it again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _from_manifest(directory: Path, manifest: object) -> Artifact:
+    where = directory / MANIFEST
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{where}: format must be {FORMAT} (got {got!r}); build it again")
+    values: dict[str, Any] = {key: value for key, value in manifest.items() if key != "format"}
+    expected = {field.name for field in dataclasses.fields(Artifact)} - {"directory"}
+    if values.keys() != expected:
+        differing = ", ".join(sorted(values.keys() ^ expected))
+        raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")
+    library = values["library"]
+    if not isinstance(library, str) or Path(library).name != library:
+        raise InputError(f"{where}: library must be a plain file name (got {library!r})")
+    values["dtype"] = DType(values["dtype"])
+    return Artifact(directory=directory, **values)

@@ -1,0 +1,218 @@
+"""Attention: a compiled variant as a Python callable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from fa3gen.errors import InputError
+from fa3gen.runtime.artifact import Artifact
+from fa3gen.runtime.op import RegisteredOp, register
+
+__all__ = ["Attention", "load"]
+
+# The kernels take scale * log2(e) in fp32; these bounds keep it a normal number.
+MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**126
+CAPABILITY = (9, 0)  # sm_90a runs on no other
+TMA_ALIGNMENT = 16  # bytes
+
+_checked_gpus: set[int] = set()  # device indices known to have CAPABILITY
+
+
+class Attention:
+    """A compiled attention variant; call it with q, k, v.
+
+    Attributes: ``name`` (of the spec), ``spec`` (what it was compiled from, or None), ``artifact``
+    (the build on disk; None when interpreted) and ``op`` (the torch op).
+    """
+
+    def __init__(
+        self, registered: RegisteredOp, *, spec: object = None, artifact: Artifact | None = None
+    ) -> None:
+        meta = registered.meta
+        self.name = meta.name
+        self.spec = spec
+        self.artifact = artifact
+        self._registered = registered
+        self._dtype: torch.dtype = getattr(torch, meta.dtype.torch_name)
+        self._head_dim_qk = meta.head_dim_qk
+        self._head_dim_v = meta.head_dim_v
+        self._default_scale = meta.head_dim_qk**-0.5
+
+    @property
+    def op(self) -> OpOverload:
+        """The torch op ``(q, k, v, scale) -> (out, lse)``; it checks less than a call does."""
+        return self._registered.op
+
+    def __repr__(self) -> str:
+        where = " and ".join(
+            place
+            for place, there in (
+                ("CUDA", self._registered.on_cuda),
+                ("the interpreter", self._registered.interpreted is not None),
+            )
+            if there
+        )
+        return f"<fa3gen.Attention {self.name} ({self._registered.op}) on {where}>"
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        out: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of ``q`` to ``k`` and ``v``.
+
+        Shapes: q (batch, seqlen_q, heads, head_dim_qk); k (batch, seqlen_k, heads_k, head_dim_qk);
+        v (batch, seqlen_k, heads_k, head_dim_v); heads_k divides heads. Any strides are accepted.
+        On a GPU, a tensor whose last dimension is contiguous and whose base and other strides are
+        multiples of 16 bytes is read in place; any other is copied once.
+
+        ``scale`` multiplies the scores and defaults to head_dim_qk ** -0.5. ``out``, if given, is
+        written in place: (batch, seqlen_q, heads, head_dim_v), laid out as said above, overlapping
+        no input; gradients must then be off.
+
+        Returns out (batch, seqlen_q, heads, head_dim_v), with ``return_lse`` also lse (batch,
+        heads, seqlen_q): the natural logarithm of each row's sum of exponentials, fp32. A row
+        without keys gives 0 and -inf. Raises InputError, naming argument, rule and value, before
+        any launch.
+        """
+        self._check_inputs(q, k, v)
+        scale = self._default_scale if scale is None else _checked_scale(scale)
+        if out is None:
+            result, lse = self._registered.op(q, k, v, scale)
+        else:
+            self._check_out(q, k, v, out)
+            batch, seqlen_q, heads, _ = q.shape
+            result, lse = out, q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
+            self._registered.out(q, k, v, scale, out, lse)
+        return (result, lse) if return_lse else result
+
+    def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._check_tensor("q", q, self._head_dim_qk)
+        self._check_tensor("k", k, self._head_dim_qk)
+        self._check_tensor("v", v, self._head_dim_v)
+        device = q.device
+        if k.device != device or v.device != device:
+            raise InputError(
+                f"k, v: must be on the device of q, {device} (got {k.device}, {v.device})"
+            )
+        self._check_device(device)
+        batch, _, heads, _ = q.shape
+        batch_k, seqlen_k, heads_k, _ = k.shape
+        batch_v, seqlen_v, heads_v, _ = v.shape
+        if batch_k != batch or batch_v != batch:
+            raise InputError(
+                f"k, v: batch must be that of q, {batch} (got {batch_k} and {batch_v})"
+            )
+        if seqlen_v != seqlen_k:
+            raise InputError(f"v: seqlen must be that of k, {seqlen_k} (got {seqlen_v})")
+        if heads_v != heads_k:
+            raise InputError(f"v: heads must be those of k, {heads_k} (got {heads_v})")
+        if heads % heads_k != 0 if heads_k else heads != 0:
+            raise InputError(f"k: heads must divide those of q, {heads} (got {heads_k})")
+
+    def _check_tensor(self, name: str, tensor: Tensor, head_dim: int) -> None:
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: must be a torch.Tensor (got {type(tensor).__name__})")
+        if tensor.dtype != self._dtype:
+            raise InputError(f"{name}: dtype must be {self._dtype} (got {tensor.dtype})")
+        if tensor.dim() != 4:
+            raise InputError(
+                f"{name}: rank must be 4, (batch, seqlen, heads, head_dim) "
+                f"(got shape {tuple(tensor.shape)})"
+            )
+        if tensor.shape[3] != head_dim:
+            raise InputError(f"{name}: head_dim must be {head_dim} (got {tensor.shape[3]})")
+
+    def _check_device(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            if not self._registered.on_cuda:
+                raise InputError(
+                    f"q: must be on the CPU, as {self.name} is interpreted (got {device}); "
+                    "compile it where the CUDA toolkit is, or load a built artifact"
+                )
+            if device.index not in _checked_gpus and not torch.compiler.is_compiling():
+                _check_gpu(device)
+        elif device.type == "cpu":
+            if self._registered.interpreted is None:
+                raise InputError(
+                    f"q: must be on a CUDA device, as {self.name} was loaded without the "
+                    "interpreter (got cpu)"
+                )
+        elif device.type != "meta":
+            raise InputError(f"q: must be on a CUDA device (got {device})")
+
+    def _check_out(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        self._check_tensor("out", out, self._head_dim_v)
+        if out.device != q.device:
+            raise InputError(f"out: must be on the device of q, {q.device} (got {out.device})")
+        if out.shape[:3] != q.shape[:3]:
+            expected = (*q.shape[:3], self._head_dim_v)
+            raise InputError(f"out: shape must be {expected} (got {tuple(out.shape)})")
+        if torch.is_grad_enabled() and (
+            q.requires_grad or k.requires_grad or v.requires_grad or out.requires_grad
+        ):
+            raise InputError(
+                "out: must not be given where gradients are recorded (a tensor requires grad); "
+                "leave it out, or call under torch.no_grad()"
+            )
+        _check_out_layout(out)
+
+
+def load(directory: str | Path) -> Attention:
+    """The attention op of an artifact made by ``fa3gen build``; needs torch alone.
+
+    Raises InputError where the directory holds no artifact, or a damaged one.
+    """
+    artifact = Artifact.read(directory)
+    return Attention(register(artifact), artifact=artifact)
+
+
+def _checked_scale(scale: float) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise InputError(f"scale: must be a number (got {type(scale).__name__})")
+    if not MIN_SCALE <= scale <= MAX_SCALE:  # false for NaN as well
+        raise InputError(
+            f"scale: must be finite and positive, between 2**-126 and 2**126 (got {scale})"
+        )
+    return float(scale)
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Raises InputError unless the GPU can run sm_90a code."""
+    if not torch.cuda.is_available():
+        return  # a fake tensor: nothing will be launched
+    found = torch.cuda.get_device_capability(device)
+    if found != CAPABILITY:
+        raise InputError(
+            f"q: must be on a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} "
+            f"(got {device}, {torch.cuda.get_device_name(device)}, {found[0]}.{found[1]})"
+        )
+    _checked_gpus.add(device.index)
+
+
+def _check_out_layout(out: Tensor) -> None:
+    """What TMA needs in order to write it, and no element twice."""
+    strides = out.stride()
+    if strides[3] != 1:
+        raise InputError(f"out: last dimension must be contiguous (got strides {strides})")
+    for size, stride in zip(out.shape[:3], strides[:3], strict=True):
+        if size > 1 and (stride == 0 or stride * out.element_size() % TMA_ALIGNMENT != 0):
+            raise InputError(
+                f"out: strides must be multiples of {TMA_ALIGNMENT} bytes and not 0 "
+                f"(got {strides} elements of {out.element_size()} bytes)"
+            )
+    if not torch.compiler.is_compiling() and out.device.type == "cuda":
+        address = out.data_ptr()
+        if address % TMA_ALIGNMENT != 0:
+            raise InputError(
+                f"out: base must be a multiple of {TMA_ALIGNMENT} bytes (got {address:#x})"
+            )

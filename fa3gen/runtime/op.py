@@ -1,0 +1,233 @@
+"""The torch ops of built and interpreted kernels, one pair a variant in the namespace ``fa3gen``.
+
+::
+
+    <op>(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)  # out, lse
+    <op>_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()
+
+A built library defines its pair itself, with CUDA implementations. Without one (no GPU, no
+compiler) the pair is defined here, and implemented on the CPU by the interpreter. torch aborts the
+process when an op is defined twice, so everything goes through one registry.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.library import Library
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from fa3gen.dtypes import DType
+from fa3gen.errors import UnsupportedError
+from fa3gen.runtime.artifact import Artifact
+
+__all__ = ["Interpreted", "OpMeta", "RegisteredOp", "register", "register_interpreted"]
+
+NAMESPACE = "fa3gen"
+_ARGUMENTS = "Tensor q, Tensor k, Tensor v, float scale"
+
+Interpreted = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+class OpMeta(Protocol):
+    """What an op must know of its kernel. Artifact and codegen's KernelMeta are such."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def op_name(self) -> str: ...
+    @property
+    def dtype(self) -> DType: ...
+    @property
+    def head_dim_qk(self) -> int: ...
+    @property
+    def head_dim_v(self) -> int: ...
+
+
+class RegisteredOp:
+    """A variant's pair of ops as they are now.
+
+    Attributes: ``op`` and ``out`` (OpOverload), ``on_cuda`` (a library is loaded), ``interpreted``
+    (the CPU implementation, or None). They change when the other kind of implementation is added,
+    so keep this object rather than its ops.
+    """
+
+    def __init__(self, meta: OpMeta) -> None:
+        self.meta = meta
+        self.on_cuda = False
+        self.interpreted: Interpreted | None = None
+        self._library: Library | None = None
+
+    def attach(self, *, define: bool) -> None:
+        """Gives the pair all that is written in Python; ``define`` also its schemas."""
+        name = self.meta.op_name
+        library = Library(NAMESPACE, "FRAGMENT")
+        if define:
+            library.define(f"{name}({_ARGUMENTS}) -> (Tensor, Tensor)")
+            library.define(f"{name}_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!) lse) -> ()")
+        self.op = getattr(torch.ops.fa3gen, name).default
+        self.out = getattr(torch.ops.fa3gen, f"{name}_out").default
+        _register_shapes(library, self.meta)
+        _register_autograd(library, self.meta)
+        _register_flops(name, self.meta)
+        self._library = library
+
+    def interpret(self, function: Interpreted) -> None:
+        """Implements the pair on CPU tensors by ``function``, in place of an earlier one."""
+        first = self.interpreted is None
+        self.interpreted = function
+        if first:
+            self._implement_on_cpu()
+
+    def load(self, artifact: Artifact) -> None:
+        """Loads the library, which defines the pair and implements it on CUDA tensors."""
+        name = self.meta.op_name
+        if self._library is not None:  # defined here; the library is about to define it
+            for packet in (name, f"{name}_out"):
+                flop_registry.pop(getattr(torch.ops.fa3gen, packet), None)
+            self._library._destroy()
+        torch.ops.load_library(str(artifact.library_path.resolve()))
+        self.on_cuda = True
+        self.attach(define=False)
+        if self.interpreted is not None:
+            self._implement_on_cpu()
+
+    def _implement_on_cpu(self) -> None:
+        def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+            assert self.interpreted is not None
+            return self.interpreted(q, k, v, scale)
+
+        def forward_out(
+            q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor
+        ) -> None:
+            result, result_lse = forward(q, k, v, scale)
+            out.copy_(result)
+            lse.copy_(result_lse)
+
+        assert self._library is not None
+        self._library.impl(self.meta.op_name, forward, "CPU")
+        self._library.impl(f"{self.meta.op_name}_out", forward_out, "CPU")
+
+
+_registry: dict[str, RegisteredOp] = {}
+_lock = threading.RLock()
+
+
+def register(artifact: Artifact) -> RegisteredOp:
+    """Loads the artifact's library, once: a second artifact of the same op name is not opened.
+
+    Raises InputError where the library is not the one that the manifest describes.
+    """
+    with _lock:
+        known = _registry.get(artifact.op_name)
+        if known is not None and known.on_cuda:
+            return known
+        artifact.verify_library()
+        registered = known or RegisteredOp(artifact)
+        registered.load(artifact)
+        _registry[artifact.op_name] = registered
+        return registered
+
+
+def register_interpreted(meta: OpMeta, function: Interpreted) -> RegisteredOp:
+    """Defines the op of ``meta``, if no library has, and implements it on CPU tensors.
+
+    ``function(q, k, v, scale)`` returns new tensors (out, lse): out (batch, seqlen_q, heads,
+    head_dim_v) in q's dtype, lse (batch, heads, seqlen_q) fp32.
+    """
+    with _lock:
+        registered = _registry.get(meta.op_name)
+        if registered is None:
+            registered = RegisteredOp(meta)
+            registered.attach(define=True)
+            _registry[meta.op_name] = registered
+        registered.interpret(function)
+        return registered
+
+
+def _register_shapes(library: Library, meta: OpMeta) -> None:
+    """Shapes, dtypes and strides of the results, for tracing; sizes may be symbolic."""
+    head_dim_v = meta.head_dim_v
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        batch, seqlen_q, heads, _ = q.shape
+        out = q.new_empty((batch, seqlen_q, heads, head_dim_v))
+        return out, q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
+
+    def forward_out(
+        q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor
+    ) -> None:
+        return None
+
+    name = f"{NAMESPACE}::{meta.op_name}"
+    torch.library.register_fake(name, forward, lib=library)
+    torch.library.register_fake(f"{name}_out", forward_out, lib=library)
+
+
+def _register_autograd(library: Library, meta: OpMeta) -> None:
+    """Lets the forward run on inputs that require gradients; the backward raises.
+
+    It raises from inside an op of its own: tracers run a backward formula to record it, also where
+    nobody will call the backward.
+    """
+    _define_no_backward()
+    name = meta.name
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.shapes = [list(tensor.shape) for tensor in inputs[:3]]
+
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = torch.ops.fa3gen.no_backward(grad_out, *ctx.shapes, name)
+        return q, k, v, None
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{meta.op_name}", backward, setup_context=setup_context, lib=library
+    )
+
+
+_shared: list[Library] = []  # definitions that live as long as the process
+
+
+def _define_no_backward() -> None:
+    if _shared:
+        return
+    library = Library(NAMESPACE, "FRAGMENT")
+    library.define(
+        "no_backward(Tensor grad, SymInt[] q, SymInt[] k, SymInt[] v, str name)"
+        " -> (Tensor, Tensor, Tensor)"
+    )
+
+    def refuse(
+        grad: Tensor, q: Sequence[int], k: Sequence[int], v: Sequence[int], name: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        raise UnsupportedError(
+            f"{name} was compiled for the forward pass alone, and has no backward; "
+            "run it under torch.no_grad(), or detach its result"
+        )
+
+    def shapes(
+        grad: Tensor, q: Sequence[int], k: Sequence[int], v: Sequence[int], name: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return grad.new_empty(q), grad.new_empty(k), grad.new_empty(v)
+
+    library.impl("no_backward", refuse, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::no_backward", shapes, lib=library)
+    _shared.append(library)
+
+
+def _register_flops(name: str, meta: OpMeta) -> None:
+    """Floating-point operations of the two GEMMs, as if no key were masked."""
+    row_flops = 2 * (meta.head_dim_qk + meta.head_dim_v)
+
+    def count(
+        q_shape: Sequence[int], k_shape: Sequence[int], *args: Any, out_shape: Any = None
+    ) -> int:
+        batch, seqlen_q, heads, _ = q_shape
+        return row_flops * batch * heads * seqlen_q * k_shape[1]
+
+    packets = [getattr(torch.ops.fa3gen, name), getattr(torch.ops.fa3gen, f"{name}_out")]
+    register_flop_formula(packets)(count)

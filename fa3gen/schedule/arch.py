@@ -1,0 +1,39 @@
+"""Hopper (sm_90a) as data: what a CTA may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["HOPPER", "Arch"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Limits of one streaming multiprocessor that a schedule must respect."""
+
+    shared_bytes: int  # dynamic shared memory of one CTA
+    registers: int  # 32-bit registers of one SM
+    register_step: int  # granularity of setmaxnreg and of launch allotments
+    max_registers: int  # of one thread, as setmaxnreg knows it
+    min_registers: int
+    named_barriers: int  # ids of one CTA; id 0 is __syncthreads
+    warpgroup: int  # threads
+    wgmma_rows: int  # rows of one warpgroup MMA
+    swizzle_bytes: int  # widest TMA and wgmma swizzle: the width of a shared-memory column chunk
+    mbarrier_bytes: int
+    tile_alignment: int  # bytes; a 128-byte swizzle repeats every 8 rows
+
+
+HOPPER = Arch(
+    shared_bytes=232_448,
+    registers=65_536,
+    register_step=8,
+    max_registers=256,
+    min_registers=24,
+    named_barriers=16,
+    warpgroup=128,
+    wgmma_rows=64,
+    swizzle_bytes=128,
+    mbarrier_bytes=8,
+    tile_alignment=1024,
+)

@@ -1,0 +1,88 @@
+"""Passes 3 and 4: shared-memory and register plans.
+
+O is staged apart from everything if there is room, so that its store overlaps the next work tile.
+Else it is staged over Q: a warpgroup's rows of Q are read by that warpgroup alone, so no other
+consumer is waited for, but the next Q cannot be loaded before the store has read O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fa3gen.errors import ScheduleError
+from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.schedule import (
+    BarrierPlan,
+    BufferPlan,
+    MemoryPlan,
+    RegisterPlan,
+    RegisterUse,
+    Schedule,
+)
+from fa3gen.schedule.tiles import consumer_limit, padded_dim, register_needs, shared_needs
+
+__all__ = ["plan_memory", "plan_registers"]
+
+_WARPS = HOPPER.warpgroup // 32
+
+
+def plan_memory(schedule: Schedule) -> Schedule:
+    """Lay out Q, K, V, O and the mbarriers in shared memory."""
+    spec, tiling = schedule.spec, schedule.tiling
+    qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
+    needs = shared_needs(spec, tiling.block_m, tiling.block_n, tiling.stages)
+    apart = sum(needs.values()) <= HOPPER.shared_bytes
+    if not apart and v > qk:
+        raise ScheduleError("O neither fits apart from Q, K and V nor over Q")
+    buffers: list[BufferPlan] = []
+    offset = 0
+    for tile, rows, cols, stages in (
+        ("Q", tiling.block_m, qk, 1),
+        ("K", tiling.block_n, qk, tiling.stages),
+        ("V", tiling.block_n, v, tiling.stages),
+    ):
+        buffers.append(BufferPlan(tile, offset, rows, cols, spec.dtype, stages, None))
+        offset += buffers[-1].bytes
+    over = None if apart else "Q"
+    at = offset if apart else buffers[0].offset
+    buffers.append(BufferPlan("O", at, tiling.block_m, v, spec.dtype, 1, over))
+    offset += buffers[-1].bytes if apart else 0
+    barriers = _barriers(buffers, offset, tiling.warpgroups)
+    end = offset + sum(barrier.stages for barrier in barriers) * HOPPER.mbarrier_bytes
+    return replace(schedule, memory=MemoryPlan(tuple(buffers), barriers, end))
+
+
+def _barriers(buffers: list[BufferPlan], offset: int, warpgroups: int) -> tuple[BarrierPlan, ...]:
+    """A full and an empty mbarrier for each stage of each buffer that TMA fills.
+
+    A full barrier gets one arrival, with the bytes; an empty one an arrival of every consumer warp,
+    but of each warpgroup's storing thread alone where O lies over the buffer.
+    """
+    over = {buffer.over for buffer in buffers}
+    plans = []
+    for buffer in buffers:
+        if buffer.tile == "O":
+            continue
+        readers = warpgroups * (1 if buffer.tile in over else _WARPS)
+        for name, arrivals in ((f"{buffer.tile}_full", 1), (f"{buffer.tile}_empty", readers)):
+            plans.append(BarrierPlan(name, offset, buffer.stages, arrivals))
+            offset += buffer.stages * HOPPER.mbarrier_bytes
+    return tuple(plans)
+
+
+def plan_registers(schedule: Schedule) -> Schedule:
+    """Split the register file between the producer and the consumers."""
+    warpgroups = schedule.tiling.warpgroups
+    lanes = HOPPER.registers // HOPPER.warpgroup
+    step = HOPPER.register_step
+    launch = min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
+    consumer = consumer_limit(warpgroups)
+    producer = min(launch * (warpgroups + 1) - consumer * warpgroups, launch)
+    uses = register_needs(schedule.spec, schedule.tiling.block_n)
+    plan = RegisterPlan(
+        tuple(RegisterUse(tile, count) for tile, count in uses.items()),
+        launch,
+        producer // step * step,
+        consumer,
+    )
+    return replace(schedule, registers=plan)

@@ -1,0 +1,46 @@
+"""The scheduler: AttentionSpec to Schedule to Program, as one list of passes.
+
+=================  =====================================================================
+``key_bounds``     which keys some row, and every row, of a query tile keeps
+``choose_tiling``  tile sizes and pipeline knobs from the budgets
+``build_forward``  the op graph of one work tile
+``place``          role, pipeline stage and slot of each operation
+``plan_memory``    shared memory, mbarriers
+``plan_registers`` setmaxnreg of each role
+``lower``          instructions with explicit synchronisation
+=================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from fa3gen.ir import build_forward
+from fa3gen.ir.build import check_supported
+from fa3gen.schedule.lower import lower
+from fa3gen.schedule.memory import plan_memory, plan_registers
+from fa3gen.schedule.place import place
+from fa3gen.schedule.program import Program
+from fa3gen.schedule.ranges import key_bounds
+from fa3gen.schedule.schedule import Schedule
+from fa3gen.schedule.tiles import choose_tiling
+from fa3gen.spec import AttentionSpec
+
+__all__ = ["PASSES", "make_program", "make_schedule"]
+
+PASSES = (place, plan_memory, plan_registers)
+
+
+def make_schedule(spec: AttentionSpec) -> Schedule:
+    """The Schedule of a spec; ScheduleError or UnsupportedError if there is none."""
+    check_supported(spec)
+    bounds = key_bounds(spec.mask_expr)
+    tiling = choose_tiling(spec, bounds)
+    graph = build_forward(spec, tiling.block_m, tiling.block_n)
+    schedule = Schedule(spec, tiling, graph, bounds)
+    for run_pass in PASSES:
+        schedule = run_pass(schedule)
+    return schedule
+
+
+def make_program(spec: AttentionSpec) -> Program:
+    """The Program of a spec."""
+    return lower(make_schedule(spec))

@@ -1,0 +1,38 @@
+"""Pass 2: role, pipeline stage and slot of every loop operation.
+
+::
+
+    overlap 1      QK(j) mask(j) softmax(j) convert(j) rescale(j) PV(j)
+    overlap 2      QK(j) PV(j-1) mask(j) softmax(j) convert(j) rescale(j)
+
+With overlap 2 the second product runs one iteration late (stage 1), so the tensor core works on it
+while the softmax of the next tile occupies the other units (FlashAttention-3, section 3.2). The
+producer loads a tile in the stage of the product that uses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fa3gen.ir.ops import GemmPV, GemmQK, LoadK, LoadV, Scope
+from fa3gen.schedule.schedule import Placement, RoleName, Schedule
+
+__all__ = ["place"]
+
+
+def place(schedule: Schedule) -> Schedule:
+    """Give each loop operation its role, stage and slot."""
+    loop = [op for op in schedule.graph.ops if op.scope is Scope.LOOP]
+    loads = [op for op in loop if isinstance(op, (LoadK, LoadV))]
+    late = schedule.tiling.overlap - 1  # stage of PV
+    stage = {op.name: late if isinstance(op, (GemmPV, LoadV)) else 0 for op in loop}
+    consumer = [op for op in loop if op not in loads]
+    if late:
+        products = [op for op in consumer if isinstance(op, (GemmQK, GemmPV))]
+        consumer = products + [op for op in consumer if op not in products]
+    placed = [
+        Placement(op.name, role, stage[op.name], slot)
+        for role, ops in ((RoleName.PRODUCER, loads), (RoleName.CONSUMER, consumer))
+        for slot, op in enumerate(ops)
+    ]
+    return replace(schedule, placements=tuple(placed))

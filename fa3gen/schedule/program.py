@@ -1,0 +1,522 @@
+"""Program: what each role of a CTA executes, with every synchronisation explicit.
+
+The verifier, the interpreter and the renderer read this record and nothing else. A Program is a set
+of resources (shared-memory buffers, mbarriers, named barriers, register tiles) and one tree of
+instructions a role: straight-line lists inside ``EachWork``, ``IfTiles`` and ``ForTiles``.
+
+**Rings.** A buffer with several stages is a ring. Each role walks it with a *cursor*, a counter
+that ``Advance`` raises: stage = counter % stages, and the barrier phase is counter // stages. A full
+barrier is awaited at that phase; an empty barrier one phase earlier, so that the first round passes.
+
+**Executors.** ``ELECTED`` is one fixed thread of the warpgroup, ``EACH_WARP`` one lane of each warp
+once its whole warp has come there, ``ALL`` every thread. What an arrival publishes depends on it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sympy
+
+from fa3gen.dtypes import DType
+
+__all__ = [
+    "Access",
+    "Advance",
+    "Arrive",
+    "Barrier",
+    "Buffer",
+    "Calc",
+    "CalcKind",
+    "EachWork",
+    "Executor",
+    "Expect",
+    "FenceBarrierInit",
+    "ForTiles",
+    "Gemm",
+    "GemmKind",
+    "IfTiles",
+    "InitBarrier",
+    "Instruction",
+    "Load",
+    "NamedArrive",
+    "NamedBarrier",
+    "NamedSync",
+    "Node",
+    "OnInstance",
+    "Program",
+    "ProxyFence",
+    "RegisterTile",
+    "Role",
+    "Segment",
+    "SetRegisters",
+    "StageOut",
+    "StoreRows",
+    "SyncCta",
+    "TmaStore",
+    "TmaStoreCommit",
+    "TmaStoreWait",
+    "Wait",
+    "WgmmaCommit",
+    "WgmmaFence",
+    "WgmmaWait",
+    "instructions",
+]
+
+
+# --- resources ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A shared-memory buffer: ``stages`` tiles of rows x cols, in column chunks of ``chunk`` elements.
+
+    A tile is stored chunk after chunk, each of ``rows`` rows of 128 swizzled bytes, as TMA writes it.
+    """
+
+    name: str  # the tile value it holds
+    offset: int  # bytes from the start of dynamic shared memory
+    rows: int
+    cols: int  # padded to whole chunks
+    dtype: DType
+    stages: int
+    chunk: int
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of one stage."""
+        return self.rows * self.cols * self.dtype.bytes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stages."""
+        return self.stage_bytes * self.stages
+
+    def intervals(self, stage: int, first_row: int, rows: int) -> tuple[tuple[int, int], ...]:
+        """Byte intervals [start, end) of some rows of one stage."""
+        start = self.offset + stage * self.stage_bytes
+        row_bytes = self.chunk * self.dtype.bytes
+        chunks = range(0, self.stage_bytes, self.rows * row_bytes)
+        if rows == self.rows:
+            return ((start, start + self.stage_bytes),)
+        return tuple(
+            (start + at + first_row * row_bytes, start + at + (first_row + rows) * row_bytes)
+            for at in chunks
+        )
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """An array of mbarriers, one a stage, each completed by ``arrivals`` arrivals (and its bytes)."""
+
+    name: str
+    stages: int
+    arrivals: int
+    offset: int  # bytes from the start of dynamic shared memory
+
+
+@dataclass(frozen=True)
+class NamedBarrier:
+    """One named barrier an instance of a role: instance i owns id ``first_id + i``."""
+
+    name: str
+    first_id: int
+    instances: int
+    threads: int  # that complete it
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """A register tile of one warpgroup; ``registers``: 32-bit registers of each thread."""
+
+    name: str
+    rows: int
+    cols: int
+    dtype: DType
+    registers: int
+
+
+class Executor(enum.Enum):
+    """Who executes an instruction."""
+
+    ELECTED = "elected thread"
+    EACH_WARP = "one lane of each warp"
+    ALL = "all threads"
+
+
+# --- synchronisation ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InitBarrier:
+    """Initialise every stage of an mbarrier array (thread 0 of the CTA)."""
+
+    barrier: str
+    arrivals: int
+
+
+@dataclass(frozen=True)
+class FenceBarrierInit:
+    """Make initialised mbarriers visible to the async proxy."""
+
+
+@dataclass(frozen=True)
+class SyncCta:
+    """__syncthreads() before the roles part."""
+
+
+@dataclass(frozen=True)
+class SetRegisters:
+    """setmaxnreg: ``count`` registers a thread from here on."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Arrive and expect ``bytes`` by TMA (elected thread)."""
+
+    barrier: str
+    cursor: str
+    bytes: int
+    shift: int = 0  # stages away from the cursor
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Wait for the phase of the cursor's fill; ``empty``: for the one before."""
+
+    barrier: str
+    cursor: str
+    empty: bool = False
+    flip: bool = False  # wait on the other parity (a fault; for the verifier's own test)
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Arrive:
+    """Arrive on an mbarrier at the cursor's stage."""
+
+    barrier: str
+    cursor: str
+    by: Executor
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Move a cursor to the next stage."""
+
+    cursor: str
+
+
+@dataclass(frozen=True)
+class NamedSync:
+    """Arrive and wait at the named barrier of instance (own + ``shift``) modulo instances."""
+
+    barrier: str
+    threads: int
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class NamedArrive:
+    """Arrive at the named barrier of instance (own + ``shift``) modulo instances; do not wait."""
+
+    barrier: str
+    threads: int
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class WgmmaFence:
+    """wgmma.fence: order earlier accesses to these register tiles before the next wgmma."""
+
+    registers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WgmmaCommit:
+    """wgmma.commit_group."""
+
+
+@dataclass(frozen=True)
+class WgmmaWait:
+    """wgmma.wait_group: at most ``pending`` younger groups stay in flight; ``retires`` names the
+    accumulators that this wait completes (an intent that the verifier checks)."""
+
+    pending: int
+    retires: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProxyFence:
+    """fence.proxy.async: order generic shared-memory writes before async-proxy reads."""
+
+
+@dataclass(frozen=True)
+class TmaStoreCommit:
+    """cp.async.bulk.commit_group (elected thread)."""
+
+
+@dataclass(frozen=True)
+class TmaStoreWait:
+    """cp.async.bulk.wait_group[.read] (elected thread): at most ``pending`` groups stay in flight."""
+
+    pending: int
+    read: bool
+
+
+# --- tile operations ------------------------------------------------------------------------------
+
+
+class Access(enum.Enum):
+    """Which rows of a shared tile an instruction touches."""
+
+    TILE = "all rows"
+    SLAB = "the warpgroup's own rows"
+
+
+@dataclass(frozen=True)
+class Load:
+    """TMA load of one tile into a stage; completes bytes on ``barrier`` (elected thread)."""
+
+    buffer: str
+    barrier: str
+    cursor: str
+    skew: int = 0  # KV tiles behind the loop's tile
+    shift: int = 0
+
+
+class GemmKind(enum.Enum):
+    """The products of attention."""
+
+    QK = "S = Q K^T"
+    PV = "O += P V"
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """Issue a warpgroup MMA: accumulator (op)= a * b. Asynchronous until its group retires."""
+
+    kind: GemmKind
+    accumulator: str
+    a: str  # a register tile or a shared buffer
+    b: str  # a shared buffer
+    a_cursor: str | None  # None: a is in registers
+    b_cursor: str
+    skew: int = 0
+    shift: int = 0
+
+
+class CalcKind(enum.Enum):
+    """Register computations of one warpgroup."""
+
+    CLEAR = "O = 0, row_max = -inf, row_sum = 0"
+    MASK = "S = S where kept, else -inf"
+    ROW_MAX = "row_max' = max(row_max, rowmax S); alpha = 2^((row_max - row_max') scale_log2)"
+    EXP = "S = 2^((S - row_max) scale_log2)"
+    ROW_SUM = "row_sum = row_sum alpha + rowsum S"
+    CONVERT = "P = S in the operand type"
+    RESCALE = "O = O alpha"
+    NORMALIZE = "O = O / row_sum; lse = row_max scale + ln row_sum"
+
+
+@dataclass(frozen=True)
+class Calc:
+    """A register computation; ``reads`` and ``writes`` are register tiles."""
+
+    kind: CalcKind
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    skew: int = 0
+
+
+@dataclass(frozen=True)
+class StageOut:
+    """Write a register tile to the warpgroup's rows of a shared buffer (generic proxy)."""
+
+    source: str
+    buffer: str
+
+
+@dataclass(frozen=True)
+class TmaStore:
+    """TMA store of the warpgroup's rows of a shared buffer to global memory (elected thread)."""
+
+    buffer: str
+
+
+@dataclass(frozen=True)
+class StoreRows:
+    """Write a row vector from registers to global memory."""
+
+    source: str
+
+
+Instruction = (
+    InitBarrier
+    | FenceBarrierInit
+    | SyncCta
+    | SetRegisters
+    | Expect
+    | Wait
+    | Arrive
+    | Advance
+    | NamedSync
+    | NamedArrive
+    | WgmmaFence
+    | WgmmaCommit
+    | WgmmaWait
+    | ProxyFence
+    | TmaStoreCommit
+    | TmaStoreWait
+    | Load
+    | Gemm
+    | Calc
+    | StageOut
+    | TmaStore
+    | StoreRows
+)
+
+
+# --- control --------------------------------------------------------------------------------------
+
+
+class Segment(enum.Enum):
+    """A run of KV tiles of a work tile, in visiting order (from the last key down).
+
+    With D tiles peeled in a prologue, ALL = every tile after those; RIGHT, FULL and LEFT part ALL
+    into tiles masked at the upper end, tiles that need no mask, and tiles masked at the lower end.
+    """
+
+    FIRST = "the tile with the last key"
+    ALL = "every tile after the peeled ones"
+    RIGHT = "masked tiles at the upper end"
+    FULL = "tiles that need no mask"
+    LEFT = "masked tiles at the lower end"
+    DRAIN = "what is owed after the last tile"
+
+
+@dataclass(frozen=True)
+class EachWork:
+    """Run ``body`` for each work tile of the CTA."""
+
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class IfTiles:
+    """Run ``body`` if the work tile visits any KV tile."""
+
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class ForTiles:
+    """Run ``body`` for each KV tile of a segment; FIRST and DRAIN bodies run once."""
+
+    segment: Segment
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class OnInstance:
+    """Run ``body`` on one instance of the role only."""
+
+    instance: int
+    body: tuple[Node, ...]
+
+
+Node = Instruction | EachWork | IfTiles | ForTiles | OnInstance
+
+
+@dataclass(frozen=True)
+class Role:
+    """What ``instances`` warpgroups execute, each with ``registers`` registers a thread."""
+
+    name: str
+    first_warpgroup: int
+    instances: int
+    registers: int  # granted by setmaxnreg
+    needs: int  # registers that its tiles and addresses take
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One kernel: resources, barrier set-up and roles."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    barriers: tuple[Barrier, ...]
+    named: tuple[NamedBarrier, ...]
+    tiles: tuple[RegisterTile, ...]
+    setup: tuple[Instruction, ...]
+    roles: tuple[Role, ...]
+    block_m: int
+    block_n: int
+    dtype: DType
+    keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
+    threads: int
+    shared_bytes: int
+    peeled: int  # KV tiles that a prologue handles before the loops
+
+    def buffer(self, name: str) -> Buffer:
+        """The shared buffer of a tile value."""
+        return next(buffer for buffer in self.buffers if buffer.name == name)
+
+    def barrier(self, name: str) -> Barrier:
+        """An mbarrier array by name."""
+        return next(barrier for barrier in self.barriers if barrier.name == name)
+
+    def named_barrier(self, name: str) -> NamedBarrier:
+        """A named barrier by name."""
+        return next(barrier for barrier in self.named if barrier.name == name)
+
+    def role(self, name: str) -> Role:
+        """A role by name."""
+        return next(role for role in self.roles if role.name == name)
+
+    def __str__(self) -> str:
+        lines = [f"program {self.name}: {self.threads} threads, {self.shared_bytes} B shared"]
+        lines += [_show(instruction, 1) for instruction in self.setup]
+        for role in self.roles:
+            lines.append(f"role {role.name} x{role.instances}, {role.registers} registers")
+            lines += [_show(node, 1) for node in role.body]
+        return "\n".join(lines)
+
+
+def instructions(nodes: tuple[Node, ...]) -> Iterator[Instruction]:
+    """Every instruction of a tree, in text order."""
+    for node in nodes:
+        if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+            yield from instructions(node.body)
+        else:
+            yield node
+
+
+def _show(node: Node, depth: int) -> str:
+    """One node as indented text."""
+    pad = "  " * depth
+    if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+        head = {
+            EachWork: "for each work tile",
+            IfTiles: "if any KV tile",
+        }.get(type(node))
+        if isinstance(node, ForTiles):
+            head = f"for {node.segment.value}"
+        if isinstance(node, OnInstance):
+            head = f"on instance {node.instance}"
+        return "\n".join([f"{pad}{head}:", *(_show(child, depth + 1) for child in node.body)])
+    fields = []
+    for name in node.__dataclass_fields__:
+        value = getattr(node, name)
+        if value in (0, False, None) and name in ("skew", "shift", "flip", "empty", "a_cursor"):
+            continue
+        text = value.name if isinstance(value, enum.Enum) else value
+        text = ", ".join(value) if isinstance(value, tuple) else text
+        fields.append(f"{name}={text}")
+    return f"{pad}{type(node).__name__} {' '.join(fields)}".rstrip()

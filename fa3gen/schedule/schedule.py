@@ -1,0 +1,164 @@
+"""Schedule: for each operation its role, pipeline stage and slot; tiles, memory and registers."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from fa3gen.dtypes import DType
+from fa3gen.ir.graph import OpGraph
+from fa3gen.schedule.ranges import KeyBounds
+from fa3gen.spec import AttentionSpec
+
+__all__ = [
+    "BarrierPlan",
+    "BufferPlan",
+    "MemoryPlan",
+    "Persistence",
+    "Placement",
+    "RegisterPlan",
+    "RegisterUse",
+    "RoleName",
+    "Schedule",
+    "Tiling",
+]
+
+
+class RoleName(enum.Enum):
+    """Warp-specialised roles."""
+
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+
+
+class Persistence(enum.Enum):
+    """How work tiles reach CTAs."""
+
+    NONE = "one work tile a CTA"
+    STATIC = "CTA i takes work tiles i, i + grid, ..."
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tile sizes and pipeline knobs, chosen or asked for.
+
+    ``block_m`` query rows of a work tile over ``warpgroups`` consumers; ``block_n`` keys of a KV
+    tile; ``stages`` buffers of K and, separately, of V; ``overlap`` 1 runs QK, softmax and PV of a
+    tile in sequence, 2 leaves PV of the tile before in flight during the softmax.
+    """
+
+    block_m: int
+    block_n: int
+    warpgroups: int
+    stages: int
+    overlap: int
+    pingpong: bool
+    persistence: Persistence
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an operation runs: KV tile j executes it in iteration j + ``stage``, in ``slot`` order."""
+
+    op: str
+    role: RoleName
+    stage: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """One shared-memory buffer; ``over`` names the buffer whose bytes it shares, if any."""
+
+    tile: str
+    offset: int
+    rows: int
+    cols: int
+    dtype: DType
+    stages: int
+    over: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stages."""
+        return self.rows * self.cols * self.dtype.bytes * self.stages
+
+
+@dataclass(frozen=True)
+class BarrierPlan:
+    """One array of mbarriers."""
+
+    name: str
+    offset: int
+    stages: int
+    arrivals: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Shared memory of a CTA."""
+
+    buffers: tuple[BufferPlan, ...]
+    barriers: tuple[BarrierPlan, ...]
+    bytes: int
+
+    def buffer(self, tile: str) -> BufferPlan:
+        """The buffer of a tile value."""
+        return next(buffer for buffer in self.buffers if buffer.tile == tile)
+
+
+@dataclass(frozen=True)
+class RegisterUse:
+    """Registers of a consumer thread taken by one tile value."""
+
+    tile: str
+    registers: int
+
+
+@dataclass(frozen=True)
+class RegisterPlan:
+    """Registers a thread: granted at launch, then moved between the roles by setmaxnreg."""
+
+    uses: tuple[RegisterUse, ...]
+    launch: int
+    producer: int
+    consumer: int
+
+    @property
+    def needs(self) -> int:
+        """Registers that a consumer thread's tiles and addresses take."""
+        return sum(use.registers for use in self.uses)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything the lowering needs; passes fill it in the order of the fields."""
+
+    spec: AttentionSpec
+    tiling: Tiling
+    graph: OpGraph
+    bounds: KeyBounds
+    placements: tuple[Placement, ...] = ()
+    memory: MemoryPlan | None = None
+    registers: RegisterPlan | None = None
+
+    @property
+    def depth(self) -> int:
+        """Iterations between the first and the last operation of a KV tile."""
+        return max(placement.stage for placement in self.placements)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA: the producer warpgroup and the consumers."""
+        return 128 * (1 + self.tiling.warpgroups)
+
+    @property
+    def longest_first(self) -> bool:
+        """Whether work tiles differ in length, so that the long ones should start first."""
+        return self.bounds.masks_right or self.bounds.masks_left
+
+    def of_role(self, role: RoleName) -> tuple[Placement, ...]:
+        """A role's loop operations in slot order."""
+        return tuple(
+            sorted((p for p in self.placements if p.role is role), key=lambda place: place.slot)
+        )

@@ -1,0 +1,151 @@
+"""The atoms of a formula: index symbols, declared inputs, floor division, typed values.
+
+A parsed formula is made of these and of ``Add Mul Pow exp log tanh Abs Min Max floor Mod
+Piecewise`` over ``Rational`` constants and ``oo``; a parsed mask of ``And`` and ``Or`` over
+``Le Lt Eq Ne`` of such expressions. There is no ``Not``, ``Ge`` or ``Gt``: the parser turns them.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+from fa3gen.dtypes import DType
+
+__all__ = [
+    "INDICES",
+    "FloorDiv",
+    "FormulaError",
+    "Kind",
+    "Value",
+    "b",
+    "both",
+    "either",
+    "h",
+    "hk",
+    "k",
+    "negate",
+    "q",
+    "relation",
+    "row",
+    "scalar_input",
+    "score",
+    "seqlen_k",
+    "seqlen_q",
+    "table_input",
+]
+
+score = sympy.Symbol("score", real=True)
+row = sympy.Symbol("row", integer=True, nonnegative=True)
+q = sympy.Symbol("q", integer=True)  # row + seqlen_k - seqlen_q: negative before the first key
+k = sympy.Symbol("k", integer=True, nonnegative=True)
+b = sympy.Symbol("b", integer=True, nonnegative=True)
+h = sympy.Symbol("h", integer=True, nonnegative=True)
+hk = sympy.Symbol("hk", integer=True, nonnegative=True)
+seqlen_q = sympy.Symbol("seqlen_q", integer=True, nonnegative=True)
+seqlen_k = sympy.Symbol("seqlen_k", integer=True, nonnegative=True)
+
+INDICES = {symbol.name: symbol for symbol in (row, q, k, b, h, hk, seqlen_q, seqlen_k)}
+
+
+class Kind(enum.Enum):
+    """The type of a formula's piece."""
+
+    INTEGER = "integer"
+    REAL = "real"
+    BOOLEAN = "boolean"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A typed piece of a formula and the syntax it came from."""
+
+    kind: Kind
+    expr: Any  # sympy.Expr, or a sympy Boolean where kind is BOOLEAN
+    node: ast.expr
+
+
+class FormulaError(Exception):
+    """A rule that a piece of a formula breaks; the parser adds the place."""
+
+    def __init__(self, rule: str, remedy: str | None = None, node: ast.expr | None = None) -> None:
+        super().__init__(rule)
+        self.rule, self.remedy, self.node = rule, remedy, node
+
+
+class FloorDiv(sympy.Function):  # type: ignore[misc]
+    """``a // b`` of two integers, rounded down as in Python.
+
+    Kept whole because ``floor(a / b)`` invites a rounded division; ``rewrite(floor)`` gives that.
+    """
+
+    nargs = 2
+    is_integer = True
+
+    @classmethod
+    def eval(cls, dividend: Any, divisor: Any) -> Any:
+        """Fold constants and division by one; None leaves the quotient as it is."""
+        if divisor == 1:
+            return dividend
+        if dividend.is_Integer and divisor.is_Integer and divisor != 0:
+            return sympy.Integer(int(dividend) // int(divisor))
+        return None
+
+    def _eval_is_nonnegative(self) -> bool | None:
+        dividend, divisor = self.args
+        return True if dividend.is_nonnegative and divisor.is_positive else None
+
+    def _eval_rewrite_as_floor(self, dividend: Any, divisor: Any, **hints: Any) -> Any:
+        return sympy.floor(dividend / divisor)
+
+
+def scalar_input(name: str, dtype: DType) -> Any:
+    """The Symbol of an input without a shape."""
+    return sympy.Symbol(name, **_assumption(dtype))
+
+
+def table_input(name: str, dtype: DType) -> Any:
+    """The undefined function of an input with a shape: ``slopes[h]`` is ``slopes(h)``."""
+    return sympy.Function(name, **_assumption(dtype))
+
+
+def _assumption(dtype: DType) -> dict[str, bool]:
+    return {"integer": True} if dtype is DType.INT32 else {"real": True}
+
+
+def relation(operator: str, left: Any, right: Any) -> Any:
+    """``left operator right`` for one of ``< <= > >= == !=``, as Lt, Le, Eq or Ne (or a constant).
+
+    ``a > b`` becomes ``Lt(b, a)``, ``a >= b`` becomes ``Le(b, a)``.
+    """
+    if operator in (">", ">="):
+        left, right, operator = right, left, {">": "<", ">=": "<="}[operator]
+    build = {"<": sympy.Lt, "<=": sympy.Le, "==": sympy.Eq, "!=": sympy.Ne}[operator]
+    return build(left, right)
+
+
+def both(*conditions: Any) -> Any:
+    """Conjunction."""
+    return sympy.And(*conditions)
+
+
+def either(*conditions: Any) -> Any:
+    """Disjunction."""
+    return sympy.Or(*conditions)
+
+
+def negate(condition: Any) -> Any:
+    """Negation, pushed down to the relations: ``negate(Le(k, q))`` is ``Lt(q, k)``."""
+    if condition in (sympy.true, sympy.false):
+        return sympy.false if condition == sympy.true else sympy.true
+    if isinstance(condition, sympy.And):
+        return either(*(negate(part) for part in condition.args))
+    if isinstance(condition, sympy.Or):
+        return both(*(negate(part) for part in condition.args))
+    left, right = condition.args
+    turned = {sympy.Le: ">", sympy.Lt: ">=", sympy.Eq: "!=", sympy.Ne: "=="}
+    return relation(turned[condition.func], left, right)

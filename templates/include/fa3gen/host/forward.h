@@ -1,0 +1,190 @@
+// A forward call: check the arguments, describe the tensors to TMA, launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstdint>
+#include <tuple>
+
+#include "fa3gen/host/device_kernel.h"
+#include "fa3gen/host/error.h"
+#include "fa3gen/host/tensor.h"
+#include "fa3gen/host/tensor_map.h"
+#include "fa3gen/params.h"
+
+namespace fa3gen::host {
+
+// All that sets one forward kernel apart from another on the host side.
+struct ForwardKernel {
+  const char* op;  // as torch names it
+  Element element;
+  int head_dim_qk;
+  int head_dim_v;
+  int block_m;  // query rows of a work tile
+  int threads;  // of a CTA
+  int smem_bytes;
+  int cta_per_sm;
+  bool persistent;     // a CTA runs many work tiles, else one
+  bool longest_first;  // work tiles are ordered longest first inside groups of heads that share the L2
+  Box q;
+  Box k;
+  Box v;
+  Box o;
+};
+
+// The tensors of one call.
+struct ForwardTensors {
+  Tensor q;    // (batch, seqlen_q, heads, head_dim_qk)
+  Tensor k;    // (batch, seqlen_k, heads_k, head_dim_qk)
+  Tensor v;    // (batch, seqlen_k, heads_k, head_dim_v)
+  Tensor out;  // (batch, seqlen_q, heads, head_dim_v)
+  Tensor lse;  // (batch, heads, seqlen_q) fp32
+};
+
+inline void check_inputs(const ForwardKernel& kernel, const Tensor& q, const Tensor& k, const Tensor& v,
+                         double scale) {
+  const Argument arg_q{kernel.op, "q", q}, arg_k{kernel.op, "k", k}, arg_v{kernel.op, "v", v};
+  const int device = q.get_device_index();
+  check_tensor(arg_q, kernel.element, device, kernel.head_dim_qk);
+  check_tensor(arg_k, kernel.element, device, kernel.head_dim_qk);
+  check_tensor(arg_v, kernel.element, device, kernel.head_dim_v);
+  check_size(arg_k, kBatch, "batch", q.size(kBatch));
+  check_size(arg_v, kBatch, "batch", q.size(kBatch));
+  check_size(arg_v, kSeqlen, "seqlen", k.size(kSeqlen));
+  check_size(arg_v, kHeads, "heads", k.size(kHeads));
+  const int64_t heads = q.size(kHeads), heads_k = k.size(kHeads);
+  if (heads_k == 0 ? heads != 0 : heads % heads_k != 0) {
+    arg_k.broke("heads must divide those of q, ", heads, " (got ", heads_k, ")");
+  }
+  const float scale_log2 = static_cast<float>(scale * M_LOG2E);
+  if (!(std::isnormal(scale_log2) && scale_log2 > 0)) {
+    fail(kernel.op, ": scale must be finite and positive in fp32 (got ", scale, ")");
+  }
+}
+
+// Outputs that the caller brought. They are written in place, so that a copy is no remedy here.
+inline void check_outputs(const ForwardKernel& kernel, const ForwardTensors& tensors) {
+  const Tensor &q = tensors.q, &out = tensors.out, &lse = tensors.lse;
+  const Argument arg_out{kernel.op, "out", out}, arg_lse{kernel.op, "lse", lse};
+  const int device = q.get_device_index();
+  check_tensor(arg_out, kernel.element, device, kernel.head_dim_v);
+  check_size(arg_out, kBatch, "batch", q.size(kBatch));
+  check_size(arg_out, kSeqlen, "seqlen", q.size(kSeqlen));
+  check_size(arg_out, kHeads, "heads", q.size(kHeads));
+  if (out.numel() > 0 && !fits_tma(out, kernel.element)) {
+    arg_out.broke("last dimension must be contiguous, base and strides multiples of ", kTmaAlignment, " bytes");
+  }
+  for (const Dim dim : {kBatch, kSeqlen, kHeads}) {
+    if (out.size(dim) > 1 && out.stride(dim) == 0) {
+      arg_out.broke("must not be expanded: dimension ", int{dim}, " has stride 0");
+    }
+  }
+  if (!lse.is_cuda() || lse.get_device_index() != device || lse.scalar_type() != ScalarType::Float) {
+    arg_lse.broke("must be fp32 on cuda:", device);
+  }
+  const bool shaped = lse.dim() == 3 && lse.size(0) == q.size(kBatch) && lse.size(1) == q.size(kHeads) &&
+                      lse.size(2) == q.size(kSeqlen);
+  if (!shaped || !lse.is_contiguous()) {
+    arg_lse.broke("must be contiguous of shape (batch, heads, seqlen_q) = (", q.size(kBatch), ", ", q.size(kHeads),
+                  ", ", q.size(kSeqlen), ")");
+  }
+}
+
+// Heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run.
+inline int heads_per_group(const ForwardKernel& kernel, const ForwardParams& params) {
+  constexpr int64_t kL2Bytes = int64_t{32} << 20;  // of Hopper's 50 MiB
+  if (!kernel.longest_first) {
+    return 1;
+  }
+  const int64_t all_heads = int64_t{params.batch} * params.heads;
+  const int64_t row_bytes = int64_t{kernel.element.bytes} * (kernel.head_dim_qk + kernel.head_dim_v);
+  const int64_t kv_head_bytes = std::max<int64_t>(1, row_bytes * params.seqlen_k);
+  const int64_t resident = kL2Bytes / kv_head_bytes * params.heads_per_kv;  // the query heads of a KV head share it
+  return static_cast<int>(std::max<int64_t>(1, std::min(all_heads, resident)));
+}
+
+inline ForwardParams make_params(const ForwardKernel& kernel, const ForwardTensors& tensors, double scale) {
+  ForwardParams params{};
+  params.lse = static_cast<float*>(tensors.lse.mutable_data_ptr());
+  params.scale_log2 = static_cast<float>(scale * M_LOG2E);
+  params.batch = static_cast<int>(tensors.q.size(kBatch));
+  params.heads = static_cast<int>(tensors.q.size(kHeads));
+  params.heads_per_kv = params.heads / static_cast<int>(tensors.k.size(kHeads));
+  params.seqlen_q = static_cast<int>(tensors.q.size(kSeqlen));
+  params.seqlen_k = static_cast<int>(tensors.k.size(kSeqlen));
+  const int64_t m_blocks = (int64_t{params.seqlen_q} + kernel.block_m - 1) / kernel.block_m;
+  const int64_t all_heads = int64_t{params.batch} * params.heads;
+  if (all_heads > INT_MAX / m_blocks) {
+    fail(kernel.op, ": work tiles must be fewer than 2^31 (got ", all_heads, " heads of ", m_blocks, " tiles each)");
+  }
+  params.m_blocks = static_cast<int>(m_blocks);
+  params.work_tiles = static_cast<int>(m_blocks * all_heads);
+  params.heads_per_group = heads_per_group(kernel, params);
+  return params;
+}
+
+// Launches on torch's current stream. The tensors are checked, and TMA can address them.
+inline void launch(const ForwardKernel& kernel, DeviceKernel& device_kernel, const ForwardTensors& tensors,
+                   double scale) {
+  if (tensors.lse.numel() == 0) {
+    return;  // no query row
+  }
+  const int device = tensors.q.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceKernel::Ready ready = device_kernel.on(device);
+
+  // TMA descriptors. K and V may be empty; the kernel then loads neither.
+  const Element& element = kernel.element;
+  const void* base_q = tensors.q.const_data_ptr();
+  const void* base_k = tensors.k.numel() > 0 ? tensors.k.const_data_ptr() : base_q;
+  const void* base_v = tensors.v.numel() > 0 ? tensors.v.const_data_ptr() : base_q;
+  CUtensorMap tma_q = encode_tensor_map({kernel.op, "q", tensors.q}, base_q, element, kernel.q, Access::kLoad);
+  CUtensorMap tma_k = encode_tensor_map({kernel.op, "k", tensors.k}, base_k, element, kernel.k, Access::kLoad);
+  CUtensorMap tma_v = encode_tensor_map({kernel.op, "v", tensors.v}, base_v, element, kernel.v, Access::kLoad);
+  CUtensorMap tma_o = encode_tensor_map({kernel.op, "out", tensors.out}, tensors.out.mutable_data_ptr(), element,
+                                        kernel.o, Access::kStore);
+
+  ForwardParams params = make_params(kernel, tensors, scale);
+  const int resident_ctas = ready.sm_count * kernel.cta_per_sm;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kernel.persistent ? std::min(resident_ctas, params.work_tiles) : params.work_tiles);
+  config.blockDim = dim3(kernel.threads);
+  config.dynamicSmemBytes = kernel.smem_bytes;
+  config.stream = current_stream(device);
+  void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, &params};
+  check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments), "cudaLaunchKernelExC");
+}
+
+// out and lse in new tensors.
+inline std::tuple<Tensor, Tensor> forward(const ForwardKernel& kernel, DeviceKernel& device_kernel, const Tensor& q,
+                                          const Tensor& k, const Tensor& v, double scale) {
+  check_inputs(kernel, q, k, v, scale);
+  const int64_t batch = q.size(kBatch), seqlen_q = q.size(kSeqlen), heads = q.size(kHeads);
+  const Element& element = kernel.element;
+  const ForwardTensors tensors{
+      readable_by_tma(q, element),
+      readable_by_tma(k, element),
+      readable_by_tma(v, element),
+      allocate(q, {batch, seqlen_q, heads, kernel.head_dim_v}, element.scalar),
+      allocate(q, {batch, heads, seqlen_q}, ScalarType::Float),
+  };
+  launch(kernel, device_kernel, tensors, scale);
+  return {tensors.out, tensors.lse};
+}
+
+// out and lse in the caller's tensors.
+inline void forward_out(const ForwardKernel& kernel, DeviceKernel& device_kernel, const Tensor& q, const Tensor& k,
+                        const Tensor& v, double scale, const Tensor& out, const Tensor& lse) {
+  check_inputs(kernel, q, k, v, scale);
+  const Element& element = kernel.element;
+  const ForwardTensors tensors{readable_by_tma(q, element), readable_by_tma(k, element), readable_by_tma(v, element),
+                               out, lse};
+  check_outputs(kernel, tensors);
+  launch(kernel, device_kernel, tensors, scale);
+}
+
+}  // namespace fa3gen::host
