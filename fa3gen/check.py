@@ -145,7 +145,7 @@ _LARGE = (
         for i, r in enumerate(_RESIDUES)
     ),
     *(
-        Case(2, 4, 2, 640 + _RESIDUES[(5 * i + 3) % len(_RESIDUES)], 512 + r)
+        Case(2, 4, 2, 768 + _RESIDUES[(5 * i + 3) % len(_RESIDUES)], 512 + r)
         for i, r in enumerate(_RESIDUES)
     ),
 )
@@ -227,7 +227,7 @@ def draw_inputs(
     batch, heads, kv_heads = case.batch, case.heads, case.kv_heads
     if case.layout is Layout.PACKED and d == d_v and case.seqlen_q == case.seqlen_k:
         packed = draw(batch, case.seqlen_q, heads + 2 * kv_heads, d)
-        q, k, v = packed.split((heads, kv_heads, kv_heads), dim=2)
+        q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=2)
         return q, k, v
     shapes = (
         (batch, case.seqlen_q, heads, d),
@@ -252,7 +252,7 @@ def _call(
     """Call the op on a NaN-filled ``out=`` between guards, if it takes one: out, lse, problems."""
     shape = (*q.shape[:3], v.shape[3])
     _leave_nan_behind(q.device, math.prod(shape[:3]))
-    if "out" not in inspect.signature(op).parameters:
+    if not _takes_out(op):
         out, lse = op(q, k, v, scale=scale, return_lse=True)
         return out, lse, []
     size = math.prod(shape)
@@ -265,6 +265,13 @@ def _call(
     if not bool(torch.cat((buffer[:_GUARD], buffer[_GUARD + size :])).isnan().all()):
         problems.append("memory outside of out was written")
     return returned, lse, problems
+
+
+def _takes_out(op: Op) -> bool:
+    parameters = inspect.signature(op).parameters
+    return "out" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
 
 
 def _leave_nan_behind(device: torch.device, rows: int) -> None:
@@ -295,7 +302,9 @@ def render_table(results: Sequence[CheckResult]) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
         print(title)
         return
-    table = Table(*header, title=title)
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, no_wrap=name == "case", overflow="fold")
     for row, result in zip(rows, results, strict=True):
         table.add_row(*map(escape, row), style=None if result.ok else "bold red")
     Console().print(table)
@@ -324,16 +333,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args(arguments)
+    from fa3gen.runtime.artifact import Artifact
     from fa3gen.runtime.attention import load
 
-    op = load(options.artifact)
+    artifact = Artifact.read(options.artifact)
     results = check(
-        op,
+        load(options.artifact),
         options.mask,
         device=options.device,
         sizes=options.sizes,
-        dtype=getattr(torch, op.artifact.dtype.torch_name),
-        head_dims=(op.artifact.head_dim_qk, op.artifact.head_dim_v),
+        dtype=getattr(torch, artifact.dtype.torch_name),
+        head_dims=(artifact.head_dim_qk, artifact.head_dim_v),
     )
     render_table(results)
     if options.json:

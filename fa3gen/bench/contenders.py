@@ -51,6 +51,7 @@ class Contender:
 
     name: str
     prepare: Prepare
+    ours: bool = False
 
 
 def load_contender(name: str) -> Contender:
@@ -70,7 +71,7 @@ def own_contender(name: str, op: Callable[..., Any]) -> Contender:
 
         return run
 
-    return Contender(name, prepare)
+    return Contender(name, prepare, ours=True)
 
 
 def _window(problem: Problem) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class Problem:
     @property
     def scale(self) -> float:
         """The softmax scale that every contender is given."""
-        return float(self.facts.head_dim_qk) ** -0.5
+        return 1.0 / math.sqrt(self.facts.head_dim_qk)
 
     def flops(self, device: torch.device | str | None = None) -> int:
         """Multiplications and additions of the two GEMMs over the kept score elements.

@@ -47,7 +47,7 @@ class CudaTimer:
             first = round_ % len(names) if names else 0
             events = {}
             for name in names[first:] + names[:first]:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin, end = _event(), _event()
                 flush.fill_(round_ & 63)
                 begin.record()
                 calls[name]()
@@ -58,6 +58,10 @@ class CudaTimer:
                 for name, (begin, end) in events.items():
                     times[name].append(begin.elapsed_time(end))
         return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 _SAMPLED = {
@@ -158,7 +162,7 @@ def _inside(stamp: str, windows: Sequence[tuple[datetime, datetime]]) -> bool:
 def gpu_facts() -> dict[str, str | None]:
     """Name, driver, and CUDA, torch and cuDNN versions; None for what is not there."""
     has_gpu = torch.cuda.is_available()
-    cudnn = torch.backends.cudnn.version() if has_gpu else None
+    cudnn = torch.backends.cudnn.version() if has_gpu else None  # type: ignore[no-untyped-call]
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "driver": _driver_version() if has_gpu else None,

@@ -133,9 +133,10 @@ def _cuda_paths(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 def _find_cudart(nvcc: Path, libraries: tuple[Path, ...]) -> Path:
     for folder in libraries:
-        for name in (folder, folder.parent / "lib64"):
-            if (name / "libcudart_static.a").is_file():
-                return (name / "libcudart_static.a").resolve()
+        # The wheels keep in lib what nvcc looks for in lib64.
+        for place in (folder, folder.parent / "lib64", folder.parent / "lib"):
+            if (place / "libcudart_static.a").is_file():
+                return (place / "libcudart_static.a").resolve()
     raise ToolchainError(
         f"libcudart_static.a is not in the libraries of {nvcc} ({', '.join(map(str, libraries))}); "
         "install the CUDA runtime's development files, or `pip install 'fa3gen[nvcc]'`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Attention:
         self._default_scale = meta.head_dim_qk**-0.5
 
     @property
-    def op(self) -> OpOverload:
+    def op(self) -> OpOverload[..., Any]:
         """The torch op ``(q, k, v, scale) -> (out, lse)``; it checks less than a call does."""
         return self._registered.op
 

@@ -153,7 +153,7 @@ def kept_pairs(
     if keep is _full:
         return seqlen_q * seqlen_k
     step = max(1, _COUNT_BLOCK // max(1, seqlen_k))
-    blocks = torch.arange(seqlen_q, device=device).split(step) if seqlen_q else ()
+    blocks = torch.split(torch.arange(seqlen_q, device=device), step)
     return sum(int(_block(keep, rows, seqlen_q, seqlen_k).sum()) for rows in blocks)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.library import Library
+from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from fa3gen.dtypes import DType
@@ -28,6 +28,7 @@ from fa3gen.runtime.artifact import Artifact
 __all__ = ["Interpreted", "OpMeta", "RegisteredOp", "register", "register_interpreted"]
 
 NAMESPACE = "fa3gen"
+_ops: Any = torch.ops  # torch declares no types for it
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, float scale"
 
 Interpreted = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -60,17 +61,19 @@ class RegisteredOp:
         self.meta = meta
         self.on_cuda = False
         self.interpreted: Interpreted | None = None
-        self._library: Library | None = None
+        self.op: OpOverload[..., Any]
+        self.out: OpOverload[..., Any]
+        self._library: Any = None  # torch's owner of what is written in Python
 
     def attach(self, *, define: bool) -> None:
         """Gives the pair all that is written in Python; ``define`` also its schemas."""
         name = self.meta.op_name
-        library = Library(NAMESPACE, "FRAGMENT")
+        library = _new_library()
         if define:
             library.define(f"{name}({_ARGUMENTS}) -> (Tensor, Tensor)")
             library.define(f"{name}_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!) lse) -> ()")
-        self.op = getattr(torch.ops.fa3gen, name).default
-        self.out = getattr(torch.ops.fa3gen, f"{name}_out").default
+        self.op = getattr(_ops.fa3gen, name).default
+        self.out = getattr(_ops.fa3gen, f"{name}_out").default
         _register_shapes(library, self.meta)
         _register_autograd(library, self.meta)
         _register_flops(name, self.meta)
@@ -88,9 +91,10 @@ class RegisteredOp:
         name = self.meta.op_name
         if self._library is not None:  # defined here; the library is about to define it
             for packet in (name, f"{name}_out"):
-                flop_registry.pop(getattr(torch.ops.fa3gen, packet), None)
+                flop_registry.pop(getattr(_ops.fa3gen, packet), None)
             self._library._destroy()
-        torch.ops.load_library(str(artifact.library_path.resolve()))
+            self._library = None  # now: its finalizer forgets torch.ops' packets once more
+        _ops.load_library(str(artifact.library_path.resolve()))
         self.on_cuda = True
         self.attach(define=False)
         if self.interpreted is not None:
@@ -99,7 +103,8 @@ class RegisteredOp:
     def _implement_on_cpu(self) -> None:
         def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
             assert self.interpreted is not None
-            return self.interpreted(q, k, v, scale)
+            out, lse = self.interpreted(q, k, v, scale)
+            return out.contiguous(), lse.contiguous()
 
         def forward_out(
             q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor
@@ -111,6 +116,12 @@ class RegisteredOp:
         assert self._library is not None
         self._library.impl(self.meta.op_name, forward, "CPU")
         self._library.impl(f"{self.meta.op_name}_out", forward_out, "CPU")
+
+
+def _new_library() -> Any:
+    """Owner of registrations in our namespace; they end with it."""
+    make: Any = torch.library.Library
+    return make(NAMESPACE, "FRAGMENT")
 
 
 _registry: dict[str, RegisteredOp] = {}
@@ -136,8 +147,8 @@ def register(artifact: Artifact) -> RegisteredOp:
 def register_interpreted(meta: OpMeta, function: Interpreted) -> RegisteredOp:
     """Defines the op of ``meta``, if no library has, and implements it on CPU tensors.
 
-    ``function(q, k, v, scale)`` returns new tensors (out, lse): out (batch, seqlen_q, heads,
-    head_dim_v) in q's dtype, lse (batch, heads, seqlen_q) fp32.
+    ``function(q, k, v, scale)`` returns new tensors (out, lse) of any strides: out (batch,
+    seqlen_q, heads, head_dim_v) in q's dtype, lse (batch, heads, seqlen_q) fp32.
     """
     with _lock:
         registered = _registry.get(meta.op_name)
@@ -149,7 +160,7 @@ def register_interpreted(meta: OpMeta, function: Interpreted) -> RegisteredOp:
         return registered
 
 
-def _register_shapes(library: Library, meta: OpMeta) -> None:
+def _register_shapes(library: Any, meta: OpMeta) -> None:
     """Shapes, dtypes and strides of the results, for tracing; sizes may be symbolic."""
     head_dim_v = meta.head_dim_v
 
@@ -168,7 +179,7 @@ def _register_shapes(library: Library, meta: OpMeta) -> None:
     torch.library.register_fake(f"{name}_out", forward_out, lib=library)
 
 
-def _register_autograd(library: Library, meta: OpMeta) -> None:
+def _register_autograd(library: Any, meta: OpMeta) -> None:
     """Lets the forward run on inputs that require gradients; the backward raises.
 
     It raises from inside an op of its own: tracers run a backward formula to record it, also where
@@ -181,7 +192,7 @@ def _register_autograd(library: Library, meta: OpMeta) -> None:
         ctx.shapes = [list(tensor.shape) for tensor in inputs[:3]]
 
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = torch.ops.fa3gen.no_backward(grad_out, *ctx.shapes, name)
+        q, k, v = _ops.fa3gen.no_backward(grad_out, *ctx.shapes, name)
         return q, k, v, None
 
     torch.library.register_autograd(
@@ -189,13 +200,13 @@ def _register_autograd(library: Library, meta: OpMeta) -> None:
     )
 
 
-_shared: list[Library] = []  # definitions that live as long as the process
+_shared: list[Any] = []  # definitions that live as long as the process
 
 
 def _define_no_backward() -> None:
     if _shared:
         return
-    library = Library(NAMESPACE, "FRAGMENT")
+    library = _new_library()
     library.define(
         "no_backward(Tensor grad, SymInt[] q, SymInt[] k, SymInt[] v, str name)"
         " -> (Tensor, Tensor, Tensor)"
@@ -229,5 +240,5 @@ def _register_flops(name: str, meta: OpMeta) -> None:
         batch, seqlen_q, heads, _ = q_shape
         return row_flops * batch * heads * seqlen_q * k_shape[1]
 
-    packets = [getattr(torch.ops.fa3gen, name), getattr(torch.ops.fa3gen, f"{name}_out")]
+    packets = [getattr(_ops.fa3gen, name), getattr(_ops.fa3gen, f"{name}_out")]
     register_flop_formula(packets)(count)

@@ -162,7 +162,7 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
 
 def _set_registers(emit: Emitter, granted: int, launch: int) -> None:
     if granted != launch:
-        emit.append(SetRegisters(granted))
+        emit.append(SetRegisters(granted, granted > launch))
 
 
 # --- consumers ------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ With a ``Monitor`` the same run also checks happens-before: see ``fa3gen.schedul
 
 from __future__ import annotations
 
+import enum
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,11 +21,10 @@ from fa3gen.errors import VerificationError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.flatten import Step, flatten
 from fa3gen.schedule.program import (
-    Access,
     Arrive,
-    Buffer,
     Calc,
     CalcKind,
+    Executor,
     Expect,
     FenceBarrierInit,
     Gemm,
@@ -48,7 +49,28 @@ from fa3gen.schedule.program import (
 )
 from fa3gen.schedule.ranges import TileRange
 
-__all__ = ["Agent", "Domain", "Machine", "MachineBarrier", "Place"]
+__all__ = [
+    "Agent",
+    "Domain",
+    "Machine",
+    "MachineBarrier",
+    "Monitor",
+    "Place",
+    "Proxy",
+    "Spans",
+    "Touch",
+    "describe",
+    "overlap",
+]
+
+Spans = tuple[tuple[int, int], ...]  # byte intervals [start, end)
+
+
+_ARRIVALS = {
+    Executor.ELECTED: 1,
+    Executor.EACH_WARP: HOPPER.warpgroup // 32,
+    Executor.ALL: HOPPER.warpgroup,
+}
 
 
 @dataclass(frozen=True)
@@ -86,16 +108,33 @@ class Domain(Protocol):
         """A tile that leaves for global memory."""
 
 
+class Proxy(enum.Enum):
+    """How an access reaches shared memory: by the thread itself, or by TMA and wgmma."""
+
+    GENERIC = "generic proxy"
+    ASYNC = "async proxy"
+
+
+@dataclass(frozen=True)
+class Touch:
+    """One access to shared memory."""
+
+    spans: Spans
+    write: bool
+    proxy: Proxy
+    by: Executor
+
+
 class Monitor(Protocol):
     """Observer of a run; raises VerificationError on a hazard."""
 
     def begin(self, agent: Agent, step: Step) -> None:
         """Before a step executes."""
 
-    def access(self, agent: Agent, key: AccessKey, write: bool, proxy: str, owner: object) -> None:
+    def access(self, agent: Agent, touch: Touch, owner: object) -> None:
         """A shared-memory access begins; ``owner`` ties it to what will end it."""
 
-    def retire(self, agent: Agent, owner: object, everyone: bool) -> None:
+    def retire(self, agent: Agent, owner: object, by: Executor) -> None:
         """The accesses of an owner are complete for the executing threads."""
 
     def proxy_fence(self, agent: Agent) -> None:
@@ -104,20 +143,20 @@ class Monitor(Protocol):
     def converge(self, agent: Agent) -> None:
         """Every thread of the warpgroup has come here."""
 
-    def arrive(self, agent: Agent, barrier: MachineBarrier, converged: bool) -> None:
+    def arrive(self, agent: Agent, barrier: MachineBarrier, by: Executor) -> None:
         """An arrival on a barrier in its current phase."""
+
+    def transact(self, agent: Agent, barrier: MachineBarrier) -> None:
+        """A load whose bytes will land on a barrier's current phase is issued."""
+
+    def land(self, barrier: MachineBarrier, owner: object) -> None:
+        """A TMA load has landed on a barrier's current phase."""
 
     def complete(self, barrier: MachineBarrier) -> None:
         """A barrier's current phase completes."""
 
     def observe(self, agent: Agent, barrier: MachineBarrier, phase: int) -> None:
         """A wait returns, having seen a phase complete."""
-
-    def land(self, barrier: MachineBarrier, owner: object) -> None:
-        """A TMA load has landed on a barrier's current phase."""
-
-
-AccessKey = tuple[str, int, tuple[tuple[int, int], ...]]  # buffer, stage, byte intervals
 
 
 @dataclass
@@ -151,10 +190,11 @@ class _Flight:
     """A TMA load in flight."""
 
     key: tuple[str, int]
-    intervals: tuple[tuple[int, int], ...]
+    spans: Spans
     value: Any
     bytes: int
     barrier: MachineBarrier
+    phase: int  # of the barrier
 
 
 @dataclass
@@ -170,7 +210,7 @@ class Agent:
     registers: dict[str, Any] = field(default_factory=dict)
     opened: list[_Product] = field(default_factory=list)  # issued, not committed
     groups: deque[list[_Product]] = field(default_factory=deque)
-    touched: set[str] = field(default_factory=set)  # since the last wgmma.fence
+    touched: set[str] = field(default_factory=set)  # register tiles not fenced for wgmma
     stores_open: list[object] = field(default_factory=list)
     stores: deque[list[object]] = field(default_factory=deque)
     waiting: int | None = None  # named-barrier generation it has arrived at and waits for
@@ -203,7 +243,14 @@ class Machine:
         launch = min(lanes // warpgroups // step * step, HOPPER.max_registers)
         self.spare_registers = 0
         self.agents = [
-            Agent(-1, role, instance, flatten(program, role, instance, work), limit=launch)
+            Agent(
+                -1,
+                role,
+                instance,
+                flatten(program, role, instance, work),
+                limit=launch,
+                touched={tile.name for tile in program.tiles},
+            )
             for role in program.roles
             for instance in range(role.instances)
         ]
@@ -212,7 +259,7 @@ class Machine:
         self.mbarriers: dict[tuple[str, int], MachineBarrier] = {}
         self.named: dict[int, MachineBarrier] = {}
         self.flights: deque[_Flight] = deque()
-        self.shared: dict[tuple[str, int, int], tuple[tuple[tuple[int, int], ...], Any]] = {}
+        self.shared: dict[tuple[str, int, int], tuple[Spans, Any]] = {}
         self.ready: set[str] = set()  # barrier set-up done so far
         self._setup()
 
@@ -244,13 +291,16 @@ class Machine:
         agent.pc += 1
         return True
 
-    def land(self) -> bool:
-        """Complete the oldest TMA load in flight; False if there is none."""
+    def land(self, which: int = 0) -> bool:
+        """Complete a TMA load in flight, the oldest by default; False if there is none."""
         if not self.flights:
             return False
-        flight = self.flights.popleft()
-        self._put(flight.key, flight.intervals, flight.value)
+        flight = self.flights[which]
+        del self.flights[which]
         barrier = flight.barrier
+        if barrier.phase != flight.phase:
+            raise VerificationError(f"phase error: a load for phase {flight.phase} lands {barrier}")
+        self._put((*flight.key, -1), flight.spans, flight.value)
         if self.monitor is not None:
             self.monitor.land(barrier, flight)
         barrier.pending_bytes -= flight.bytes
@@ -263,14 +313,12 @@ class Machine:
             case Wait():
                 return self._wait(agent, step, instruction)
             case Expect():
-                barrier = self._mbarrier(instruction.barrier, step.stage)
+                barrier = self._at_phase(instruction.barrier, step)
                 barrier.pending_bytes += instruction.bytes
-                self._arrive(agent, barrier, 1, converged=False)
+                self._arrive(agent, barrier, 1, Executor.ELECTED)
             case Arrive():
-                warps = HOPPER.warpgroup // 32
-                each_warp = instruction.by.name == "EACH_WARP"
-                barrier = self._mbarrier(instruction.barrier, step.stage)
-                self._arrive(agent, barrier, warps if each_warp else 1, converged=each_warp)
+                barrier = self._at_phase(instruction.barrier, step)
+                self._arrive(agent, barrier, _ARRIVALS[instruction.by], instruction.by)
             case NamedSync() | NamedArrive():
                 return self._named(agent, step, instruction)
             case Load():
@@ -278,7 +326,7 @@ class Machine:
             case Gemm():
                 self._gemm(agent, step, instruction)
             case WgmmaFence():
-                agent.touched.clear()
+                agent.touched -= set(instruction.registers)
             case WgmmaCommit():
                 if not agent.opened:
                     raise VerificationError("commit of an empty wgmma group")
@@ -315,9 +363,6 @@ class Machine:
 
     def _setup(self) -> None:
         """Run the set-up by thread 0; what it lacks is found by the first use."""
-        if len({barrier.first_id + i for barrier in self.program.named
-                for i in range(barrier.instances)}) >= HOPPER.named_barriers:  # fmt: skip
-            raise VerificationError(f"more than {HOPPER.named_barriers - 1} named barriers")
         index = len(self.agents)
         for instruction in self.program.setup:
             match instruction:
@@ -340,8 +385,16 @@ class Machine:
         for barrier in self.program.named:
             for slot in range(barrier.instances):
                 key = barrier.first_id + slot
+                if not 0 < key < HOPPER.named_barriers:
+                    raise VerificationError(
+                        f"too many named barriers: {barrier.name}[{slot}] would have id {key}, "
+                        f"of 1 .. {HOPPER.named_barriers - 1} (0 is the CTA's)"
+                    )
                 if key in self.named:
-                    raise VerificationError(f"named barrier {key} is used twice")
+                    raise VerificationError(
+                        f"named barrier {key} serves both {self.named[key].name} and "
+                        f"{barrier.name}[{slot}]"
+                    )
                 self.named[key] = MachineBarrier(f"{barrier.name}[{slot}]", index, barrier.threads)
                 index += 1
         self.clock_size = index
@@ -354,6 +407,13 @@ class Machine:
         if "fence" not in self.ready:
             raise VerificationError(f"{name} is initialised but not fenced for the async proxy")
         return self.mbarriers[name, stage]
+
+    def _at_phase(self, name: str, step: Step) -> MachineBarrier:
+        """The mbarrier that a step arrives at, in the phase that the step means."""
+        barrier = self._mbarrier(name, step.stage)
+        if barrier.phase != step.phase:
+            raise VerificationError(f"phase error: arrives at {barrier}, meant phase {step.phase}")
+        return barrier
 
     def _wait(self, agent: Agent, step: Step, wait: Wait) -> bool:
         barrier = self._mbarrier(wait.barrier, step.stage)
@@ -371,9 +431,9 @@ class Machine:
             self.monitor.observe(agent, barrier, step.phase)
         return True
 
-    def _arrive(self, agent: Agent, barrier: MachineBarrier, count: int, converged: bool) -> None:
+    def _arrive(self, agent: Agent, barrier: MachineBarrier, count: int, by: Executor) -> None:
         if self.monitor is not None:
-            self.monitor.arrive(agent, barrier, converged)
+            self.monitor.arrive(agent, barrier, by)
         barrier.arrived += count
         barrier.arrivers.append(agent.index)
         if barrier.arrived > barrier.needed:
@@ -393,8 +453,7 @@ class Machine:
         barrier.arrivers = []
 
     def _named(self, agent: Agent, step: Step, instruction: NamedSync | NamedArrive) -> bool:
-        declared = self.program.named_barrier(instruction.barrier)
-        barrier = self.named[declared.first_id + step.slot]
+        barrier = self.named[self._named_id(step, instruction)]
         if agent.waiting is None:
             if instruction.threads != barrier.needed:
                 raise VerificationError(
@@ -406,7 +465,7 @@ class Machine:
             converges = isinstance(instruction, NamedSync)
             if self.monitor is not None and converges:
                 self.monitor.converge(agent)
-            self._arrive(agent, barrier, HOPPER.warpgroup, converged=True)
+            self._arrive(agent, barrier, HOPPER.warpgroup, Executor.ALL)
             if not converges:
                 return True
             agent.waiting = generation
@@ -419,25 +478,22 @@ class Machine:
 
     # --- shared memory ----------------------------------------------------------------------------
 
-    def _intervals(self, buffer: Buffer, stage: int, instance: int | None) -> tuple[
-        tuple[int, int], ...
-    ]:  # fmt: skip
-        rows = HOPPER.wgmma_rows
+    def _spans(self, name: str, stage: int, instance: int | None) -> Spans:
+        """Bytes of a stage: all of it, or the rows of one consumer."""
+        buffer = self.program.buffer(name)
         if instance is None:
             return buffer.intervals(stage, 0, buffer.rows)
-        return buffer.intervals(stage, instance * rows, rows)
+        return buffer.intervals(stage, instance * HOPPER.wgmma_rows, HOPPER.wgmma_rows)
 
-    def _put(
-        self,
-        key: tuple[str, int] | tuple[str, int, int],
-        intervals: tuple[tuple[int, int], ...],
-        value: Any,
-    ) -> None:
+    def _poison(self, spans: Spans) -> None:
+        """Forget every value that overlaps some bytes."""
+        for key in [key for key, (held, _) in self.shared.items() if overlap(held, spans)]:
+            del self.shared[key]
+
+    def _put(self, key: tuple[str, int, int], spans: Spans, value: Any) -> None:
         """Write a value; whatever it overlaps becomes poison."""
-        full = (key[0], key[1], key[2] if len(key) == 3 else -1)
-        for other in [k for k, (spans, _) in self.shared.items() if _overlap(spans, intervals)]:
-            del self.shared[other]
-        self.shared[full] = (intervals, value)
+        self._poison(spans)
+        self.shared[key] = (spans, value)
 
     def _get(self, name: str, stage: int, instance: int | None) -> Any:
         """A tile, or one consumer's rows of it."""
@@ -448,44 +504,44 @@ class Machine:
             return self.domain.slab(self.shared[name, stage, -1][1], instance)
         return self.domain.poison()
 
-    def _access(self, agent: Agent, key: AccessKey, write: bool, proxy: str, owner: object) -> None:
+    def _access(self, agent: Agent, touch: Touch, owner: object = None) -> None:
         if self.monitor is not None:
-            self.monitor.access(agent, key, write, proxy, owner)
+            self.monitor.access(agent, touch, owner)
 
     def _load(self, agent: Agent, step: Step, load: Load) -> None:
-        buffer = self.program.buffer(load.buffer)
-        intervals = self._intervals(buffer, step.stage, None)
-        barrier = self._mbarrier(load.barrier, step.stage)
-        place = self._place(agent, step)
-        value = self.domain.load(load.buffer, place)
-        flight = _Flight((load.buffer, step.stage), intervals, value, buffer.stage_bytes, barrier)
-        self._access(agent, (buffer.name, step.stage, intervals), True, "async", flight)
-        for other in [k for k, (spans, _) in self.shared.items() if _overlap(spans, intervals)]:
-            del self.shared[other]  # poison until it lands
+        spans = self._spans(load.buffer, step.stage, None)
+        barrier = self._at_phase(load.barrier, step)
+        value = self.domain.load(load.buffer, self._place(agent, step))
+        size = self.program.buffer(load.buffer).stage_bytes
+        flight = _Flight((load.buffer, step.stage), spans, value, size, barrier, step.phase)
+        self._access(agent, Touch(spans, True, Proxy.ASYNC, Executor.ELECTED), flight)
+        if self.monitor is not None:
+            self.monitor.transact(agent, barrier)
+        self._poison(spans)  # until it lands
         self.flights.append(flight)
 
     def _stage_out(self, agent: Agent, step: Step, stage_out: StageOut) -> None:
-        buffer = self.program.buffer(stage_out.buffer)
-        intervals = self._intervals(buffer, 0, agent.instance)
+        spans = self._spans(stage_out.buffer, 0, agent.instance)
         value = self._read_register(agent, stage_out.source)
-        self._access(agent, (buffer.name, 0, intervals), True, "generic", None)
+        self._access(agent, Touch(spans, True, Proxy.GENERIC, Executor.ALL))
         staged = self.domain.stage(value, self._place(agent, step))
-        self._put((buffer.name, 0, agent.instance), intervals, staged)
+        self._put((stage_out.buffer, 0, agent.instance), spans, staged)
 
     def _tma_store(self, agent: Agent, step: Step, store: TmaStore) -> None:
-        buffer = self.program.buffer(store.buffer)
-        intervals = self._intervals(buffer, 0, agent.instance)
         owner = object()
-        self._access(agent, (buffer.name, 0, intervals), False, "async", owner)
+        spans = self._spans(store.buffer, 0, agent.instance)
+        self._access(agent, Touch(spans, False, Proxy.ASYNC, Executor.ELECTED), owner)
         agent.stores_open.append(owner)
-        value = self._get(buffer.name, 0, agent.instance)
-        self.domain.store(buffer.name, value, self._place(agent, step))
+        value = self._get(store.buffer, 0, agent.instance)
+        self.domain.store(store.buffer, value, self._place(agent, step))
 
     def _tma_store_wait(self, agent: Agent, wait: TmaStoreWait) -> None:
+        if wait.pending < 0:
+            raise VerificationError(f"waits for {wait.pending} TMA store groups")
         while len(agent.stores) > wait.pending:
             for owner in agent.stores.popleft():
                 if self.monitor is not None:
-                    self.monitor.retire(agent, owner, everyone=False)
+                    self.monitor.retire(agent, owner, Executor.ELECTED)
 
     # --- products and registers -------------------------------------------------------------------
 
@@ -502,8 +558,8 @@ class Machine:
             self._check_idle(agent, gemm.a, "reads", writes=False)
             operands.append((gemm.a, self._read_register(agent, gemm.a, touch=False)))
         else:
-            operands.append(self._operand(agent, gemm.a, step.stage_a, Access.SLAB, product))
-        operands.append(self._operand(agent, gemm.b, step.stage, Access.TILE, product))
+            operands.append(self._operand(agent, gemm.a, step.stage_a, agent.instance, product))
+        operands.append(self._operand(agent, gemm.b, step.stage, None, product))
         accumulator = agent.registers.get(gemm.accumulator, self.domain.poison())
         values = (operands[0][1], operands[1][1])
         product.operands = tuple(operands)
@@ -512,14 +568,15 @@ class Machine:
         agent.opened.append(product)
 
     def _operand(
-        self, agent: Agent, name: str, stage: int, access: Access, product: _Product
+        self, agent: Agent, name: str, stage: int, instance: int | None, product: _Product
     ) -> tuple[str, Any]:
-        instance = agent.instance if access is Access.SLAB else None
-        intervals = self._intervals(self.program.buffer(name), stage, instance)
-        self._access(agent, (name, stage, intervals), False, "async", product)
+        spans = self._spans(name, stage, instance)
+        self._access(agent, Touch(spans, False, Proxy.ASYNC, Executor.ALL), product)
         return f"{name}[{stage}]", self._get(name, stage, instance)
 
     def _wgmma_wait(self, agent: Agent, wait: WgmmaWait) -> None:
+        if wait.pending < 0:
+            raise VerificationError(f"waits for {wait.pending} wgmma groups")
         retired: list[_Product] = []
         while len(agent.groups) > wait.pending:
             retired += agent.groups.popleft()
@@ -531,7 +588,7 @@ class Machine:
         for product in retired:
             agent.registers[product.gemm.accumulator] = product.result
             if self.monitor is not None:
-                self.monitor.retire(agent, product, everyone=True)
+                self.monitor.retire(agent, product, Executor.ALL)
 
     def _in_flight(self, agent: Agent) -> list[_Product]:
         return [*(product for group in agent.groups for product in group), *agent.opened]
@@ -579,6 +636,8 @@ class Machine:
             raise VerificationError(f"setmaxnreg takes {low}..{high} in steps of 8, not {count}")
         if count != agent.role.registers:
             raise VerificationError(f"asks for {count} registers, planned {agent.role.registers}")
+        if instruction.grows != (count > agent.limit):
+            raise VerificationError(f"setmaxnreg in the wrong direction, from {agent.limit}")
         if count - agent.limit > self.spare_registers:
             return False
         self.spare_registers -= count - agent.limit
@@ -592,7 +651,7 @@ class Machine:
     # --- the end ----------------------------------------------------------------------------------
 
     def _check_exit(self) -> None:
-        """Nothing in flight, every barrier as the set-up left it."""
+        """Nothing in flight, every barrier as it was before the first work tile."""
         for agent in self.agents:
             if self._in_flight(agent):
                 raise VerificationError(f"{agent.name} ends with a product in flight")
@@ -603,9 +662,29 @@ class Machine:
                     f"{agent.name} ends with {agent.limit} registers, planned "
                     f"{agent.role.registers}"
                 )
+        opening = self._opening()
+        for key, barrier in self.named.items():
+            if barrier.arrived != opening.get(key, 0):
+                raise VerificationError(
+                    f"unbalanced arrivals: {barrier} is left with {barrier.arrived} threads, "
+                    f"had {opening.get(key, 0)} before the first work tile"
+                )
         for barrier in self.mbarriers.values():
             if barrier.arrived or barrier.pending_bytes:
                 raise VerificationError(f"unbalanced arrivals: {barrier} is left half full")
+
+    def _opening(self) -> dict[int, int]:
+        """Threads that arrive at each named barrier before the first work tile, by id."""
+        opening: dict[int, int] = {}
+        for agent in self.agents:
+            for step in itertools.takewhile(lambda step: step.work < 0, agent.steps):
+                if isinstance(step.instruction, NamedArrive):
+                    key = self._named_id(step, step.instruction)
+                    opening[key] = opening.get(key, 0) + HOPPER.warpgroup
+        return opening
+
+    def _named_id(self, step: Step, instruction: NamedSync | NamedArrive) -> int:
+        return self.program.named_barrier(instruction.barrier).first_id + step.slot
 
     def _deadlock(self) -> str:
         waits = [
@@ -629,6 +708,6 @@ def describe(step: Step) -> str:
     return " ".join(word for word in words if word) + f" (work {step.work}, tile {step.tile})"
 
 
-def _overlap(first: tuple[tuple[int, int], ...], second: tuple[tuple[int, int], ...]) -> bool:
+def overlap(first: Spans, second: Spans) -> bool:
     """Whether two sets of byte intervals meet."""
     return any(a < d and c < b for a, b in first for c, d in second)

@@ -169,9 +169,10 @@ class SyncCta:
 
 @dataclass(frozen=True)
 class SetRegisters:
-    """setmaxnreg: ``count`` registers a thread from here on."""
+    """setmaxnreg: ``count`` registers a thread from here on; ``grows``: more than at launch."""
 
     count: int
+    grows: bool
 
 
 @dataclass(frozen=True)

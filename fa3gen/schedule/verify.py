@@ -1,8 +1,9 @@
 """Proof of a Program: free of deadlocks and races, and computing attention, for all trip counts.
 
 One run of the machine under the happens-before monitor speaks for every interleaving of that run's
-trip counts. Trip counts are covered up to where the barriers' periods close: all pairs of work tiles
-with 0 .. 2 * stages + 2 KV tiles each, and some triples, with every way the segments share them.
+trip counts. Trip counts are covered up to where the barriers' periods close: all pairs of work
+tiles with 0 .. 2 * stages + 2 KV tiles each, and some triples, with every way the segments share
+them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fa3gen.errors import VerificationError
+from fa3gen.schedule.budgets import check_budgets
 from fa3gen.schedule.hazards import HappensBefore
 from fa3gen.schedule.machine import Machine, Place
 from fa3gen.schedule.program import (
@@ -49,6 +51,7 @@ class Proof:
 
 def verify(program: Program) -> Proof:
     """Prove a Program; VerificationError tells the first rule it breaks, and where."""
+    check_budgets(program)
     runs = steps = 0
     for work in trip_counts(program):
         steps += verify_run(program, work)
@@ -57,7 +60,7 @@ def verify(program: Program) -> Proof:
 
 
 def verify_run(program: Program, work: tuple[TileRange, ...]) -> int:
-    """Verify one choice of KV tile ranges for the CTA's work tiles; the number of steps executed."""
+    """Verify one choice of KV tile ranges for the CTA's work tiles; the number of steps run."""
     tokens = Tokens()
     monitor = HappensBefore(sum(role.instances for role in program.roles))
     machine = Machine(program, work, tokens, monitor)
@@ -81,7 +84,9 @@ def trip_counts(program: Program) -> Iterator[tuple[TileRange, ...]]:
         options = list(_ranges(count, program.peeled, segments))
         return options[turn % len(options)]
 
-    yield ranges(stages + 1, 1), ranges(stages + 2, 2)
+    yield ranges(most, 0), ranges(stages + 1, 0)  # a turn of every loop
+    yield ranges(0, 0), ranges(0, 0)
+    yield ranges(stages, 0), ranges(1, 0)
     for first, second in itertools.product(range(most + 1), repeat=2):
         yield ranges(first, second), ranges(second, first + 1)
     for count in range(most + 1):
@@ -128,8 +133,8 @@ def _segments(program: Program) -> set[Segment]:
 
 @dataclass(frozen=True)
 class _Token:
-    """A symbolic value: ``kind`` of work tile ``work``, KV tile or count ``tile``, ``scaled`` to the
-    row maximum over that many KV tiles."""
+    """A symbolic value: ``kind`` of work tile ``work``, KV tile or count ``tile``, ``scaled`` to
+    the row maximum over that many KV tiles."""
 
     kind: str
     work: int

@@ -6,6 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import sympy
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
 
 from fa3gen.spec.masks import NAMED_MASKS
 
@@ -14,35 +16,68 @@ if TYPE_CHECKING:
 
 __all__ = ["canonical_text", "derived_name"]
 
+_SIGNS = {sympy.Le: "<=", sympy.Lt: "<", sympy.Eq: "==", sympy.Ne: "!="}
+
 
 def canonical_text(expr: Any) -> str:
-    """A formula's text with relations brought to one side.
+    """A formula's text, in the language of formulas, with relations brought to one side.
 
     ``k <= q``, ``q >= k`` and ``k - q < 1`` all give ``k - q <= 0``.
     """
-    return str(sympy.sstr(_one_sided(expr), order="lex"))
+    return str(_CanonicalPrinter({"order": "lex"}).doprint(expr))
 
 
-def _one_sided(expr: Any) -> Any:
-    if expr.is_Atom:
-        return expr
-    args = tuple(_one_sided(arg) for arg in expr.args)
-    if isinstance(expr, sympy.Le | sympy.Lt | sympy.Eq | sympy.Ne):
-        return _zero_sided(expr.func, args[0] - args[1])
-    if args == expr.args:
-        return expr
-    if isinstance(expr, sympy.Mod | sympy.Piecewise):  # evaluating these can take very long
-        return expr.func(*args, evaluate=False)
-    return expr.func(*args)
+class _CanonicalPrinter(StrPrinter):  # type: ignore[misc]
+    """Prints relations as ``d <= 0``, ``d == 0``; never rebuilds, hence never re-evaluates."""
 
+    def _print_Relational(self, expr: Any) -> str:  # noqa: N802
+        difference = expr.lhs - expr.rhs
+        sign = _SIGNS[expr.func]
+        if sign == "<" and difference.is_integer:
+            sign, difference = "<=", difference + 1
+        if sign in ("==", "!=") and difference.could_extract_minus_sign():
+            difference = -difference
+        return f"{self._print(difference)} {sign} 0"
 
-def _zero_sided(relation: Any, difference: Any) -> Any:
-    """``d relation 0``: of integers ``d < 0`` is ``d + 1 <= 0``, and ``-d == 0`` is ``d == 0``."""
-    if relation is sympy.Lt and difference.is_integer:
-        relation, difference = sympy.Le, difference + 1
-    if relation in (sympy.Eq, sympy.Ne) and difference.could_extract_minus_sign():
-        difference = -difference
-    return relation(difference, 0, evaluate=False)
+    def _print_And(self, expr: Any) -> str:  # noqa: N802
+        return self._joined(expr, " & ")
+
+    def _print_Or(self, expr: Any) -> str:  # noqa: N802
+        return self._joined(expr, " | ")
+
+    def _print_BooleanTrue(self, expr: Any) -> str:  # noqa: N802
+        return "true"
+
+    def _print_BooleanFalse(self, expr: Any) -> str:  # noqa: N802
+        return "false"
+
+    def _print_Infinity(self, expr: Any) -> str:  # noqa: N802
+        return "inf"
+
+    def _print_NegativeInfinity(self, expr: Any) -> str:  # noqa: N802
+        return "-inf"
+
+    def _print_AppliedUndef(self, expr: Any) -> str:  # noqa: N802
+        return f"{expr.func.__name__}[{self.stringify(expr.args, ', ')}]"
+
+    def _print_FloorDiv(self, expr: Any) -> str:  # noqa: N802
+        return "({} // {})".format(
+            *(self.parenthesize(arg, PRECEDENCE["Pow"]) for arg in expr.args)
+        )
+
+    def _print_FloorMod(self, expr: Any) -> str:  # noqa: N802
+        return "({} % {})".format(*(self.parenthesize(arg, PRECEDENCE["Pow"]) for arg in expr.args))
+
+    def _print_Function(self, expr: Any) -> str:  # noqa: N802
+        return f"{expr.func.__name__.lower()}({self.stringify(expr.args, ', ')})"
+
+    def _print_LatticeOp(self, expr: Any) -> str:  # noqa: N802
+        parts = sorted(self._print(part) for part in expr.args)
+        return f"{expr.func.__name__.lower()}({', '.join(parts)})"
+
+    def _joined(self, expr: Any, operator: str) -> str:
+        parts = sorted({self._print(part) for part in expr.args})
+        return operator.join(f"({part})" for part in parts) if len(parts) > 1 else str(parts[0])
 
 
 def derived_name(spec: AttentionSpec) -> str:

@@ -2,11 +2,12 @@
 
 The text is parsed by ``ast`` and walked node by node; nothing is evaluated, and what the walk does
 not know it refuses, because a spec may come from a stranger. sympy is built in ways that cannot
-run away: constants stay small (``constants``), and remainders and ``where`` are left unevaluated.
+run away: constants stay small (``constants``), and remainders and ``where`` are functions of our
+own (``symbols``).
 
 An input of no shape is a Symbol (``alpha``), one with a shape an undefined function applied to its
 indices: ``slopes[h]`` is ``slopes(h)``. ``a // b`` of integers is ``FloorDiv(a, b)``, ``a % b`` is
-``Mod(a, b)`` with the divisor's sign, ``where`` is ``Piecewise``.
+``FloorMod(a, b)``, ``where(c, a, b)`` is ``Where(c, a, b)``.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from fa3gen.spec.operations import (
 from fa3gen.spec.symbols import (
     INDICES,
     FloorDiv,
+    FloorMod,
     FormulaError,
     Kind,
     Value,
+    Where,
     b,
     h,
     hk,
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FloorDiv",
+    "FloorMod",
+    "Where",
     "b",
     "h",
     "hk",
@@ -82,9 +87,8 @@ _LEGAL = (
     type(sympy.oo),
     type(-sympy.oo),
     sympy.core.function.AppliedUndef,
-    sympy.functions.elementary.piecewise.ExprCondPair,
     *(FloorDiv, sympy.Add, sympy.Mul, sympy.Pow, sympy.exp, sympy.log, sympy.tanh, sympy.Abs),
-    *(sympy.Min, sympy.Max, sympy.floor, sympy.ceiling, sympy.Mod, sympy.Piecewise),
+    *(sympy.Min, sympy.Max, sympy.floor, sympy.ceiling, FloorMod, Where),
     *(sympy.And, sympy.Or, sympy.Le, sympy.Lt, sympy.Eq, sympy.Ne),
     type(sympy.true),
     type(sympy.false),
@@ -112,7 +116,7 @@ class _Parser:
 
     def __init__(self, key: str, text: str, inputs: Mapping[str, InputSpec]) -> None:
         self.key, self.inputs = key, inputs
-        self.text = re.sub(r"\s", " ", text)  # columns of a folded YAML text stay countable
+        self.text = re.sub(r"\s", " ", text.strip())  # one line, so that columns are places
 
     def parse(self, kinds: set[Kind], wanted: str) -> Any:
         value = self.visit(self._tree())
@@ -144,14 +148,12 @@ class _Parser:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                tree = ast.parse(self.text.strip(), mode="eval").body
+                tree = ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
-            shift = len(self.text) - len(self.text.lstrip())
-            column = shift + max((error.offset or 1) - 1, 0)
+            column = max((error.offset or 1) - 1, 0)
             self._refuse_at(column, self.text[column : column + 20], f"not a formula: {error.msg}")
         except (ValueError, RecursionError, MemoryError):
             raise self._too_deep() from None
-        self.text = self.text.strip()
         self._check_depth(tree)
         return tree
 
@@ -186,6 +188,18 @@ class _Parser:
             kind, expr = self._visit(node)
         except FormulaError as fault:
             self._refuse(fault.node or node, fault.rule, fault.remedy)
+        except SpecError:
+            raise
+        except (
+            ArithmeticError,
+            NotImplementedError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._refuse(node, f"sympy has no answer: {error}")
+        if kind is not Kind.BOOLEAN and expr.is_extended_real is False:
+            self._refuse(node, "not a real number for any score")
         if kind is Kind.INTEGER and is_constant(expr) and abs(expr) > MAX_INTEGER:
             kind = Kind.REAL  # kernels count in int32
         return Value(kind, expr, node)
@@ -231,9 +245,8 @@ class _Parser:
             raise FormulaError(f"{name} is a function", f"write {name}(...)")
         declared = self._declared(name)
         if declared.shape:
-            raise FormulaError(
-                f"{name} has {len(declared.shape)} dimensions", f"index it: {name}[...]"
-            )
+            axes = ", ".join(str(axis) for axis in declared.shape)
+            raise FormulaError(f"{name} has shape [{axes}]", f"index it: {name}[{axes}]")
         return kind_of(declared), scalar_input(name, declared.dtype)
 
     def _declared(self, name: str) -> InputSpec:
@@ -245,10 +258,13 @@ class _Parser:
         raise FormulaError("unknown name", hint)
 
     def _lookup(self, name: str, index: ast.expr) -> tuple[Kind, Any]:
-        declared = self._declared(name)
+        declared = None if name in (*INDICES, "score") else self._declared(name)
+        if declared is None or not declared.shape:
+            raise FormulaError(f"{name} has no shape, and only inputs with a shape are indexed")
         parts = list(index.elts) if isinstance(index, ast.Tuple) else [index]
         if len(parts) != len(declared.shape):
-            raise FormulaError(f"{name} has {len(declared.shape)} dimensions, not {len(parts)}")
+            rule = f"{name} takes {len(declared.shape)} indices, not {len(parts)}"
+            raise FormulaError(rule)
         values = [self.visit(part) for part in parts]
         for value in values:
             expect(value, {Kind.INTEGER}, "an index must be an integer")

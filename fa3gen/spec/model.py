@@ -25,7 +25,7 @@ from pydantic import (
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import SpecError
-from fa3gen.spec.rules import check_input_name, check_name, check_string_keys, spec_error
+from fa3gen.spec.rules import check_input_name, check_name, check_string_keys, shortened, spec_error
 
 __all__ = [
     "AttentionSpec",
@@ -217,7 +217,20 @@ def _input_table(inputs: Mapping[str, InputSpec]) -> InputTable:
 
 
 def _both_sizes(value: object) -> object:
-    return {"qk": value, "v": value} if type(value) is int else value
+    if isinstance(value, HeadDim | Mapping):
+        return value
+    if type(value) is not int or value % 8 or not 8 <= value <= 256:
+        raise SpecError(
+            "a head dimension is a multiple of 8 from 8 to 256",
+            value=shortened(value),
+            remedy="write the next multiple of 8, or {qk: 192, v: 128}",
+        )
+    return {"qk": value, "v": value}
+
+
+def _nothing_is_empty(value: object) -> object:
+    """YAML reads a key with nothing behind it as null."""
+    return {} if value is None else value
 
 
 def _formula_text(value: object) -> object:
@@ -261,12 +274,15 @@ class AttentionSpec(_Record):
     passes: tuple[Literal["forward", "backward"], ...] = ("forward",)
     """[forward] or [forward, backward]"""
     inputs: Annotated[
-        Mapping[str, InputSpec], AfterValidator(_input_table), PlainSerializer(dict)
-    ] = Field(default=InputTable({}), validate_default=False)
+        Mapping[str, InputSpec],
+        BeforeValidator(_nothing_is_empty),
+        AfterValidator(_input_table),
+        PlainSerializer(dict),
+    ] = Field(default_factory=lambda: InputTable({}))
     """the inputs that formulas name, like {slopes: {shape: [h], dtype: fp32}}"""
     sink: str | None = None
     """the name of an input of shape [h]"""
-    schedule: ScheduleKnobs = ScheduleKnobs()
+    schedule: Annotated[ScheduleKnobs, BeforeValidator(_nothing_is_empty)] = ScheduleKnobs()
     """choices taken from the scheduler"""
 
     def __init__(self, **data: Any) -> None:

@@ -12,7 +12,18 @@ import sympy
 
 from fa3gen.dtypes import DType
 from fa3gen.spec.constants import apply_function, check_numbers, is_constant, power, settle
-from fa3gen.spec.symbols import FloorDiv, FormulaError, Kind, Value, both, either, negate, relation
+from fa3gen.spec.symbols import (
+    FloorDiv,
+    FloorMod,
+    FormulaError,
+    Kind,
+    Value,
+    Where,
+    both,
+    either,
+    negate,
+    relation,
+)
 
 if TYPE_CHECKING:
     from fa3gen.spec.model import InputSpec
@@ -31,6 +42,7 @@ __all__ = [
 ]
 
 MAX_INTEGER = 2**31 - 1
+_MAX_ARGUMENTS = 16
 
 _UNARY_FUNCTIONS = {"exp": sympy.exp, "log": sympy.log, "sqrt": sympy.sqrt, "tanh": sympy.tanh}
 _COMPARISONS = {
@@ -140,12 +152,10 @@ def arithmetic(operator: ast.operator, left: Value, right: Value) -> tuple[Kind,
         case ast.Div():
             return Kind.REAL, _settled(x / y)
         case ast.FloorDiv():
-            quotient = FloorDiv(x, y) if kind is Kind.INTEGER else sympy.floor(x / y)
+            quotient = FloorDiv(x, y) if kind is Kind.INTEGER else _floor(x / y)
             return Kind.INTEGER, quotient
-        case ast.Mod() if is_constant(x) and is_constant(y):
-            return kind, _settled(x - y * sympy.floor(x / y))
         case ast.Mod():
-            return kind, sympy.Mod(x, y, evaluate=False)
+            return kind, _settled(FloorMod(x, y))
         case ast.Pow():
             return _power(kind, x, y)
     raise FormulaError("not an operator of formulas", "use + - * / // % **")
@@ -170,11 +180,7 @@ def where(condition: Value, yes: Value, no: Value) -> tuple[Kind, Any]:
             expect(branch, {Kind.BOOLEAN}, "both branches of where have one type")
         chosen = both(condition.expr, yes.expr)
         return Kind.BOOLEAN, either(chosen, both(negate(condition.expr), no.expr))
-    kind = numbers(yes, no)
-    if condition.expr in (sympy.true, sympy.false):
-        return kind, yes.expr if condition.expr == sympy.true else no.expr
-    branches = ((yes.expr, condition.expr), (no.expr, sympy.true))
-    return kind, sympy.Piecewise(*branches, evaluate=False)
+    return numbers(yes, no), Where(condition.expr, yes.expr, no.expr)
 
 
 def function(name: str, values: list[Value]) -> tuple[Kind, Any]:
@@ -182,14 +188,26 @@ def function(name: str, values: list[Value]) -> tuple[Kind, Any]:
     kind = numbers(*values)
     exprs = [value.expr for value in values]
     if name in ("min", "max"):
+        if len(values) > _MAX_ARGUMENTS:  # sympy compares each pair
+            raise FormulaError(f"{name} takes at most {_MAX_ARGUMENTS} arguments")
         return kind, (sympy.Min if name == "min" else sympy.Max)(*exprs)
     finite(*values)
     if name == "abs":
-        return kind, sympy.Abs(exprs[0])
+        # Of what may not be real, like log(score), sympy would take real and imaginary parts.
+        return kind, sympy.Abs(exprs[0], evaluate=bool(exprs[0].is_extended_real))
     if name == "floor":
-        return Kind.INTEGER, sympy.floor(exprs[0])
+        return Kind.INTEGER, _floor(exprs[0])
     if is_constant(exprs[0]):
         return Kind.REAL, apply_function(name, exprs[0])
     if name == "sigmoid":
         return Kind.REAL, 1 / (1 + sympy.exp(-exprs[0]))
     return Kind.REAL, _UNARY_FUNCTIONS[name](exprs[0])
+
+
+def _floor(expr: Any) -> Any:
+    """``floor(k / 3)`` as the exact ``FloorDiv(k, 3)``; a real number's floor stays what it is."""
+    content, primitive = expr.as_content_primitive()
+    small = max(abs(content.p), content.q) <= MAX_INTEGER
+    if content.q > 1 and small and primitive.is_integer:
+        return FloorDiv(content.p * primitive, sympy.Integer(content.q))
+    return sympy.floor(expr)

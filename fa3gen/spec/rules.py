@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from fa3gen.errors import SpecError
 
-__all__ = ["check_input_name", "check_name", "check_string_keys", "spec_error"]
+__all__ = ["check_input_name", "check_name", "check_string_keys", "shortened", "spec_error"]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -55,7 +55,7 @@ def _identifier(name: str, reserved: frozenset[str] | set[str], why: str) -> str
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) or "__" in name:
         raise SpecError(
             "a name is a letter and up to 63 letters, digits and single underscores",
-            value=_short(name),
+            value=shortened(name),
             remedy="write it like causal_d128",
         )
     if name in reserved:
@@ -71,7 +71,7 @@ def check_string_keys(value: object) -> None:
         if isinstance(item, dict):
             for key in item:
                 if not isinstance(key, str):
-                    raise SpecError("keys are text", value=_short(key))
+                    raise SpecError("keys are text", value=shortened(key))
             pending += item.values()
         elif isinstance(item, list | tuple):
             pending += item
@@ -92,15 +92,17 @@ def spec_error(error: ValidationError, model: type[BaseModel]) -> SpecError:
     if entry["type"] == "missing":
         return SpecError("this key is required", key=key, remedy=_remedy(model, entry["loc"]))
     rule = str(entry["msg"]).replace("Input should", "it should", 1)
+    rule = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", rule)
+    rule = rule.replace("a valid tuple", "a list").replace("a valid string", "text")
     return SpecError(
-        rule, key=key, value=_short(entry["input"]), remedy=_remedy(model, entry["loc"])
+        rule, key=key, value=shortened(entry["input"]), remedy=_remedy(model, entry["loc"])
     )
 
 
 def _unknown_key(key: str, known: list[str]) -> SpecError:
     close = difflib.get_close_matches(key, known, 1)
     remedy = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-    return SpecError("unknown key", key=_short(key), remedy=remedy)
+    return SpecError("unknown key", key=shortened(key), remedy=remedy)
 
 
 def _remedy(model: type[BaseModel], place: tuple[object, ...]) -> str | None:
@@ -109,7 +111,7 @@ def _remedy(model: type[BaseModel], place: tuple[object, ...]) -> str | None:
     return f"it is {field.description}" if field and field.description else None
 
 
-def _short(value: Any) -> Any:
+def shortened(value: Any) -> Any:
     """The value, or where it is long its beginning."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"

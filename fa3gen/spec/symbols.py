@@ -1,8 +1,9 @@
 """The atoms of a formula: index symbols, declared inputs, floor division, typed values.
 
-A parsed formula is made of these and of ``Add Mul Pow exp log tanh Abs Min Max floor Mod
-Piecewise`` over ``Rational`` constants and ``oo``; a parsed mask of ``And`` and ``Or`` over
-``Le Lt Eq Ne`` of such expressions. There is no ``Not``, ``Ge`` or ``Gt``: the parser turns them.
+A parsed formula is made of these and of ``Add Mul Pow exp log tanh Abs Min Max floor`` over
+``Rational`` constants, with ``oo`` only as a branch of ``Where``; a parsed mask of ``And`` and
+``Or`` over ``Le Lt Eq Ne`` of such expressions. There is no ``Not``, ``Ge`` or ``Gt``: the parser
+turns them round.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from fa3gen.dtypes import DType
 __all__ = [
     "INDICES",
     "FloorDiv",
+    "FloorMod",
     "FormulaError",
     "Kind",
     "Value",
+    "Where",
     "b",
     "both",
     "either",
@@ -99,8 +102,84 @@ class FloorDiv(sympy.Function):  # type: ignore[misc]
         dividend, divisor = self.args
         return True if dividend.is_nonnegative and divisor.is_positive else None
 
+    def _eval_derivative(self, symbol: Any) -> Any:
+        return sympy.Integer(0)  # but at the steps
+
     def _eval_rewrite_as_floor(self, dividend: Any, divisor: Any, **hints: Any) -> Any:
         return sympy.floor(dividend / divisor)
+
+
+class FloorMod(sympy.Function):  # type: ignore[misc]
+    """``a % b`` with the divisor's sign, as in Python; ``rewrite(Mod)`` gives sympy's own.
+
+    sympy takes the operands' polynomial gcd whenever a Mod is rebuilt, which can take very long.
+    """
+
+    nargs = 2
+
+    @classmethod
+    def eval(cls, dividend: Any, divisor: Any) -> Any:
+        """Fold constants; None leaves the remainder as it is."""
+        if dividend.is_Rational and divisor.is_Rational and divisor != 0:
+            return dividend - divisor * sympy.floor(dividend / divisor)
+        return None
+
+    def _eval_is_extended_real(self) -> bool | None:
+        return True if all(arg.is_real for arg in self.args) else None
+
+    def _eval_is_integer(self) -> bool | None:
+        return True if all(arg.is_integer for arg in self.args) else None
+
+    def _eval_is_nonnegative(self) -> bool | None:
+        return True if self.args[0].is_real and self.args[1].is_positive else None
+
+    def _eval_derivative(self, symbol: Any) -> Any:
+        dividend, divisor = self.args
+        return dividend.diff(symbol) - divisor.diff(symbol) * sympy.floor(dividend / divisor)
+
+    def _eval_rewrite_as_Mod(self, dividend: Any, divisor: Any, **hints: Any) -> Any:  # noqa: N802
+        return sympy.Mod(dividend, divisor)
+
+
+class Where(sympy.Function):  # type: ignore[misc]
+    """``yes`` where a condition holds, else ``no``; ``rewrite(Piecewise)`` gives sympy's own.
+
+    sympy solves a Piecewise's conditions whenever it is rebuilt, which can take very long.
+    """
+
+    nargs = 3
+    is_commutative = True  # sympy would say no: a condition is not an algebra's element
+
+    @classmethod
+    def eval(cls, condition: Any, yes: Any, no: Any) -> Any:
+        """Choose where the condition is constant or the branches are equal."""
+        if condition in (sympy.true, sympy.false):
+            return yes if condition == sympy.true else no
+        return yes if yes == no else None
+
+    def _eval_derivative(self, symbol: Any) -> Any:
+        condition, yes, no = self.args
+        return Where(condition, yes.diff(symbol), no.diff(symbol))
+
+    def _branches_are(self, assumption: str) -> bool | None:
+        held = [getattr(branch, f"is_{assumption}") for branch in self.args[1:]]
+        return held[0] if held[0] == held[1] else None
+
+    def _eval_is_extended_real(self) -> bool | None:
+        return self._branches_are("extended_real")
+
+    def _eval_is_finite(self) -> bool | None:
+        return self._branches_are("finite")
+
+    def _eval_is_integer(self) -> bool | None:
+        return self._branches_are("integer")
+
+    def _eval_is_nonnegative(self) -> bool | None:
+        return self._branches_are("nonnegative")
+
+    def _eval_rewrite_as_Piecewise(self, *args: Any, **hints: Any) -> Any:  # noqa: N802
+        condition, yes, no = args
+        return sympy.Piecewise((yes, condition), (no, True))
 
 
 def scalar_input(name: str, dtype: DType) -> Any:

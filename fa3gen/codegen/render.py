@@ -1,0 +1,146 @@
+"""Schedule and Program to KernelSource, through Jinja: a pure function of its input.
+
+Each node of a Program has one template, named after its class: ``control/for_tiles_full`` for a loop
+over full tiles, ``stages/calc_row_max`` for a computation. A template gets its node as ``op``, the
+kernel's view as ``kernel`` and, for a block, ``emit(nodes)``, the text of its body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+
+import jinja2
+
+from fa3gen import _version
+from fa3gen.codegen.source import KernelMeta, KernelSource
+from fa3gen.codegen.view import KernelView, host_view, kernel_view
+from fa3gen.errors import RenderError
+from fa3gen.paths import TEMPLATES
+from fa3gen.schedule.lower import lower
+from fa3gen.schedule.program import (
+    Arrive,
+    Calc,
+    EachWork,
+    Executor,
+    ForTiles,
+    Gemm,
+    IfTiles,
+    Load,
+    Node,
+    OnInstance,
+    Program,
+    TmaStore,
+    TmaStoreCommit,
+    TmaStoreWait,
+)
+from fa3gen.schedule.schedule import Schedule
+
+__all__ = ["render", "template_name"]
+
+_INDENT = 2
+
+
+def render(schedule: Schedule) -> KernelSource:
+    """The kernel of a schedule as CUDA and C++ text; RenderError if a template lacks a name."""
+    program = lower(schedule)
+    meta = _meta(schedule, program)
+    environment = _environment()
+    try:
+        kernel = kernel_view(schedule, program, meta)
+        device = _Renderer(environment, kernel).kernel()
+        host = environment.get_template("host/host.cpp.j2").render(
+            host=host_view(schedule, program, meta)
+        )
+    except jinja2.TemplateError as error:
+        raise RenderError(f"{schedule.spec.name}: {error}") from error
+    return KernelSource(meta, _tidy(device), _tidy(host))
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        line_statement_prefix="//%",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def _meta(schedule: Schedule, program: Program) -> KernelMeta:
+    spec = schedule.spec
+    identity = "\n".join([_version.VERSION, spec.canonical(), str(schedule.tiling)])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return KernelMeta(
+        name=spec.name,
+        op_name=f"{spec.name}_{digest}",
+        symbol=f"{spec.name}_forward",
+        dtype=spec.dtype,
+        head_dim_qk=spec.head_dim.qk,
+        head_dim_v=spec.head_dim.v,
+        block_m=program.block_m,
+        block_n=program.block_n,
+        threads=program.threads,
+        smem_bytes=program.shared_bytes,
+    )
+
+
+class _Renderer:
+    """Walks a Program and spells each node."""
+
+    def __init__(self, environment: jinja2.Environment, kernel: KernelView) -> None:
+        self.environment, self.view = environment, kernel
+
+    def kernel(self) -> str:
+        """The whole translation unit."""
+        template = self.environment.get_template("kernel.cu.j2")
+        return template.render(kernel=self.view, emit=self.emit)
+
+    def emit(self, nodes: tuple[Node, ...], depth: int = 0) -> str:
+        """The text of a block, indented ``depth`` levels; runs of one thread under one guard."""
+        text = ""
+        for elected, run in itertools.groupby(nodes, is_elected):
+            body = "".join(self._node(node) for node in run)
+            if elected:
+                guard = self.environment.get_template("control/elected.j2")
+                body = guard.render(body="".join(f"  {line}" for line in body.splitlines(True)))
+            text += body
+        pad = " " * (_INDENT * depth)
+        return "".join(pad + line if line.strip() else line for line in text.splitlines(True))
+
+    def _node(self, node: Node) -> str:
+        template = self.environment.get_template(template_name(node))
+        return template.render(op=node, kernel=self.view, emit=self.emit)
+
+
+def is_elected(node: Node) -> bool:
+    """Whether the warpgroup's elected thread alone executes a consumer's node."""
+    if isinstance(node, Arrive):
+        return node.by is Executor.ELECTED
+    return isinstance(node, (TmaStore, TmaStoreCommit, TmaStoreWait))
+
+
+def template_name(node: Node) -> str:
+    """The template of a node: its class, and its kind or segment where it has one."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(node).__name__).lower()
+    if isinstance(node, (Gemm, Calc)):
+        name += f"_{node.kind.name.lower()}"
+    if isinstance(node, Load):
+        name += f"_{node.buffer.lower()}"
+    if isinstance(node, Arrive):
+        name += f"_{node.by.name.lower()}"
+    if isinstance(node, ForTiles):
+        name += f"_{node.segment.name.lower()}"
+    folder = "control" if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)) else "stages"
+    return f"{folder}/{name}.j2"
+
+
+def _tidy(text: str) -> str:
+    """No trailing blanks, at most one empty line in a row, none before a closing brace."""
+    text = re.sub(r"[ \t]+\n", "\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = re.sub(r"\{\n\n", "{\n", text)
+    return re.sub(r"\n\n([ \t]*\})", r"\n\1", text)

@@ -1,0 +1,413 @@
+"""Execution of a Program on CPU tensors, tile by tile, with the kernel's rounding points.
+
+The machine, its steps and its worst case for asynchronous operations are the verifier's. Values are
+torch tensors instead of tokens: operands in the spec's type, products and the softmax in fp32, P
+rounded before the second product, O rounded as it is staged. What was never written, is in flight
+or was overwritten is NaN, so that a Program which uses it shows in its output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from fa3gen.errors import VerificationError
+from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.lower import lower
+from fa3gen.schedule.machine import Agent, Machine, Place
+from fa3gen.schedule.program import CalcKind, Gemm, GemmKind, Program
+from fa3gen.schedule.ranges import KeyBounds, TileRange, tile_range
+from fa3gen.schedule.schedule import Persistence, Schedule
+from fa3gen.spec import symbols
+
+__all__ = ["Execution", "Interpreter", "evaluate", "interpret"]
+
+_CHANGE = 1 / 32  # how often a random interleaving changes its priorities, per step
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work tiles of a call are run.
+
+    Each CTA takes at most ``work_tiles`` of them in sequence. Without a ``seed`` every role runs as
+    far as it can and loads land last, in the order of their issue; with one the roles' steps and
+    the loads' landings interleave at random, loads in any order.
+    """
+
+    work_tiles: int = 8
+    seed: int | None = None
+
+
+class Interpreter:
+    """A schedule's Program as a function of CPU tensors, ``(q, k, v, scale) -> (out, lse)``."""
+
+    def __init__(self, schedule: Schedule, execution: Execution | None = None) -> None:
+        if execution is None:
+            single = schedule.tiling.persistence is Persistence.NONE
+            execution = Execution(work_tiles=1) if single else Execution()
+        self.program = lower(schedule)
+        self.bounds = schedule.bounds
+        self.execution = execution
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Run the Program; shapes, types and errors as of :func:`interpret`."""
+        return interpret(self.program, self.bounds, (q, k, v), scale, self.execution)
+
+
+def interpret(
+    program: Program,
+    bounds: KeyBounds,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    execution: Execution = Execution(),
+) -> tuple[Tensor, Tensor]:
+    """Run a Program on ``inputs`` q, k and v.
+
+    q (batch, seqlen_q, heads, d), k (batch, seqlen_k, heads_k, d) and v (batch, seqlen_k, heads_k,
+    d_v) are CPU tensors of the Program's type with any strides; heads_k divides heads. Returns out
+    (batch, seqlen_q, heads, d_v) in that type and the natural-log LSE (batch, heads, seqlen_q) in
+    fp32, both new and contiguous. A row without keys gives 0 and -inf, a row that the Program does
+    not write NaN. Raises VerificationError where the Program deadlocks or breaks a rule of the
+    machine that no value shows.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        call = _Call(program, *inputs, scale)
+        works = call.work_tiles()
+        ranges = [call.tile_range(bounds, m_block) for m_block in call.m_blocks]
+        order = None if execution.seed is None else random.Random(execution.seed)
+        ctas = -(-len(works) // execution.work_tiles)
+        for cta in range(ctas):
+            mine = works[cta::ctas]
+            tiles = [ranges[work.m_block] for work in mine]
+            _run(Machine(program, tiles, _Tensors(call, mine)), order)
+        return call.out, call.lse
+
+
+def _run(machine: Machine, order: random.Random | None) -> None:
+    """Run a machine to its end, after a random interleaving if there is an order to draw from.
+
+    Roles and landings have priorities that change now and then: a role that stays far behind, or a
+    load that lands long after its issue, shows more faults than an even mix does.
+    """
+
+    def land() -> bool:
+        flights = len(machine.flights)
+        return flights > 0 and order is not None and machine.land(order.randrange(flights))
+
+    def step(agent: Agent) -> bool:
+        return not agent.done and machine.step(agent)
+
+    actors: list[Callable[[], bool]] = [land, *(partial(step, agent) for agent in machine.agents)]
+    progress = order is not None
+    while progress and order is not None:
+        if order.random() < _CHANGE:
+            order.shuffle(actors)
+        progress = any(actor() for actor in actors)  # the first that can act
+    machine.run()  # the whole run, or the end of it: everything done, or a deadlock to describe
+
+
+# --- one call -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _WorkTile:
+    """The query rows ``m_block * block_m ...`` of one head."""
+
+    m_block: int
+    head: int
+    batch: int
+
+
+class _Call:
+    """The tensors of one call and what its work tiles share."""
+
+    def __init__(self, program: Program, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+        self.program = program
+        self.global_tensors = {"Q": q, "K": k, "V": v}
+        self.dtype: torch.dtype = getattr(torch, program.dtype.torch_name)
+        self.batch, self.seqlen_q, self.heads, _ = q.shape
+        self.seqlen_k, heads_k = k.shape[1:3]
+        self.m_blocks = range(-(-self.seqlen_q // program.block_m))
+        self.group = self.heads // max(heads_k, 1)  # query heads per KV head
+        self.dim_v = v.shape[3]
+        self.scale = _fp32(scale)
+        self.scale_log2 = _fp32(scale * math.log2(math.e))
+        nan = math.nan  # shows what the Program does not write
+        self.out = q.new_full((self.batch, self.seqlen_q, self.heads, self.dim_v), nan)
+        self.lse = q.new_full((self.batch, self.heads, self.seqlen_q), nan, dtype=torch.float32)
+        self.masks = _Masks(program, self.seqlen_q, self.seqlen_k)
+
+    def work_tiles(self) -> list[_WorkTile]:
+        """Every work tile, those with the last rows first."""
+        return [
+            _WorkTile(m_block, head, batch)
+            for m_block, batch, head in itertools.product(
+                reversed(self.m_blocks), range(self.batch), range(self.heads)
+            )
+        ]
+
+    def tile_range(self, bounds: KeyBounds, m_block: int) -> TileRange:
+        """The KV tiles that the rows of a query tile visit."""
+        shift = self.seqlen_k - self.seqlen_q
+        first = m_block * self.program.block_m
+        last = min(first + self.program.block_m, self.seqlen_q) - 1
+        lengths = (self.seqlen_q, self.seqlen_k)
+        return tile_range(bounds, first + shift, last + shift, lengths, self.program.block_n)
+
+    def load(self, name: str, work: _WorkTile, first: int) -> Tensor:
+        """Rows ``first ...`` of Q, K or V in fp32, (rows, cols) of the buffer, as TMA loads them:
+        zero outside the tensor, whatever its memory holds there."""
+        buffer = self.program.buffer(name)
+        tile = torch.zeros(buffer.rows, buffer.cols, dtype=torch.float32, device="cpu")
+        if first >= 0:
+            head = work.head if name == "Q" else work.head // self.group
+            rows = self.global_tensors[name][work.batch, first : first + buffer.rows, head]
+            tile[: rows.shape[0], : rows.shape[1]] = rows
+        return tile
+
+    def store(self, name: str, value: Tensor, work: _WorkTile, first: int) -> None:
+        """Write O (rows, cols) or lse (rows, 1) to the rows ``first ...`` that exist."""
+        last = min(first + HOPPER.wgmma_rows, self.seqlen_q)
+        count = last - first
+        if count <= 0:
+            return
+        if name == "O":
+            value = value.expand(HOPPER.wgmma_rows, self.program.buffer("O").cols)
+            self.out[work.batch, first:last, work.head] = value[:count, : self.dim_v]
+        elif name == "lse":
+            self.lse[work.batch, work.head, first:last] = value.expand(HOPPER.wgmma_rows, 1)[
+                :count, 0
+            ]
+        else:
+            raise VerificationError(f"stores {name}, which is no output")
+
+
+def _fp32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+_NAN = _fp32(math.nan)
+
+
+class _Tensors:
+    """The Domain of fp32 CPU tensors, for one CTA. A row vector has shape (rows, 1)."""
+
+    def __init__(self, call: _Call, work: list[_WorkTile]) -> None:
+        self.call, self.work = call, work
+        self.program = call.program
+
+    def poison(self) -> Tensor:
+        """NaN, of no shape: it spreads to whatever is computed with it."""
+        return _NAN
+
+    def load(self, buffer: str, place: Place) -> Tensor:
+        """Q of the work tile; K or V of the KV tile."""
+        work = self.work[place.work]
+        if buffer == "Q":
+            return self.call.load(buffer, work, work.m_block * self.program.block_m)
+        return self.call.load(buffer, work, self._first_key(place))
+
+    def slab(self, value: Tensor, instance: int) -> Tensor:
+        """The rows of one consumer."""
+        first = instance * HOPPER.wgmma_rows
+        return value[first : first + HOPPER.wgmma_rows]
+
+    def gemm(
+        self, gemm: Gemm, operands: tuple[Tensor, Tensor], accumulator: Tensor, place: Place
+    ) -> Tensor:
+        """S = Q K^T, or O + P V."""
+        b_buffer = self.program.buffer(gemm.b)
+        b = operands[1].expand(b_buffer.rows, b_buffer.cols)
+        if gemm.kind is GemmKind.QK:
+            return operands[0].expand(HOPPER.wgmma_rows, b_buffer.cols) @ b.T
+        p = operands[0].expand(HOPPER.wgmma_rows, b_buffer.rows)
+        return torch.addmm(accumulator, p, b)
+
+    def calc(self, kind: CalcKind, registers: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
+        """Masking, online softmax and rescaling, in fp32."""
+        s, o = registers.get("S", _NAN), registers.get("O", _NAN)
+        row_max, row_sum = registers.get("row_max", _NAN), registers.get("row_sum", _NAN)
+        alpha = registers.get("alpha", _NAN)
+        match kind:
+            case CalcKind.CLEAR:
+                return self._clear()
+            case CalcKind.MASK:
+                return {"S": torch.where(self._keep(place), s, -math.inf)}
+            case CalcKind.ROW_MAX:
+                newer = torch.maximum(row_max, s.amax(-1, keepdim=True))
+                return {"row_max": newer, "alpha": self._exp2_above(row_max, newer)}
+            case CalcKind.EXP:
+                return {"S": self._exp2_above(s, row_max)}
+            case CalcKind.ROW_SUM:
+                return {"row_sum": row_sum * alpha + s.sum(-1, keepdim=True)}
+            case CalcKind.CONVERT:
+                return {"P": s.to(self.call.dtype).float()}
+            case CalcKind.RESCALE:
+                return {"O": o * alpha}
+            case CalcKind.NORMALIZE:
+                return self._normalize(o, row_sum, row_max)
+
+    def stage(self, value: Tensor, place: Place) -> Tensor:
+        """O in the output's type."""
+        return value.to(self.call.dtype)
+
+    def store(self, tile: str, value: Tensor, place: Place) -> None:
+        """The consumer's rows of O or lse to the result."""
+        self.call.store(tile, value, self.work[place.work], self._first_row(place))
+
+    def _first_row(self, place: Place) -> int:
+        """The consumer's first query row."""
+        block = self.work[place.work].m_block * self.program.block_m
+        return block + place.instance * HOPPER.wgmma_rows
+
+    def _first_key(self, place: Place) -> int:
+        """The first key of the KV tile; tiles are visited from the last one down."""
+        return (place.range.end - 1 - place.tile) * self.program.block_n
+
+    def _keep(self, place: Place) -> Tensor:
+        work = self.work[place.work]
+        heads = {symbols.b: work.batch, symbols.h: work.head}
+        heads[symbols.hk] = work.head // self.call.group
+        return self.call.masks.tile(self._first_row(place), self._first_key(place), heads)
+
+    def _clear(self) -> dict[str, Tensor]:
+        def full(cols: int, value: float) -> Tensor:
+            size = (HOPPER.wgmma_rows, cols)
+            return torch.full(size, value, dtype=torch.float32, device="cpu")
+
+        cols = self.program.buffer("O").cols
+        return {"O": full(cols, 0.0), "row_max": full(1, -math.inf), "row_sum": full(1, 0.0)}
+
+    def _exp2_above(self, x: Tensor, row_max: Tensor) -> Tensor:
+        """2^((x - row_max) scale_log2); nothing is subtracted where no key was kept so far."""
+        subtrahend = row_max.masked_fill(row_max == -math.inf, 0.0)
+        return torch.exp2((x - subtrahend) * self.call.scale_log2)
+
+    def _normalize(self, o: Tensor, row_sum: Tensor, row_max: Tensor) -> dict[str, Tensor]:
+        """O / row_sum and LSE; 0 and -inf where no key was kept."""
+        empty = row_sum == 0
+        inverse = row_sum.reciprocal().masked_fill(empty, 0.0)
+        lse = (row_max * self.call.scale + row_sum.log()).masked_fill(empty, -math.inf)
+        return {"O": o * inverse, "lse": lse}
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+class _Masks:
+    """The Program's mask on the score tiles of one call, each evaluated once while it is in use."""
+
+    _MOST = 256  # tiles remembered
+
+    def __init__(self, program: Program, seqlen_q: int, seqlen_k: int) -> None:
+        self.keep = program.keep
+        self.block_n = program.block_n
+        self.shift = seqlen_k - seqlen_q
+        self.lengths = {
+            symbols.seqlen_q: _integer(seqlen_q),
+            symbols.seqlen_k: _integer(seqlen_k),
+        }
+        self.used = self.keep.free_symbols
+        self.known: dict[tuple[int, ...], Tensor] = {}
+
+    def tile(self, first_row: int, first_key: int, heads: Mapping[Any, int]) -> Tensor:
+        """Booleans (rows, keys) of one warpgroup's S; ``heads``: values of b, h and hk."""
+        heads = {symbol: value for symbol, value in heads.items() if symbol in self.used}
+        key = (first_row, first_key, *heads.values())
+        if key not in self.known:
+            if len(self.known) >= self._MOST:
+                self.known.clear()
+            self.known[key] = self._evaluate(first_row, first_key, heads)
+        return self.known[key]
+
+    def _evaluate(self, first_row: int, first_key: int, heads: Mapping[Any, int]) -> Tensor:
+        row = torch.arange(first_row, first_row + HOPPER.wgmma_rows, device="cpu")[:, None]
+        k = torch.arange(first_key, first_key + self.block_n, device="cpu")[None, :]
+        values = {symbols.row: row, symbols.q: row + self.shift, symbols.k: k, **self.lengths}
+        values |= {symbol: _integer(value) for symbol, value in heads.items()}
+        return evaluate(self.keep, values).expand(HOPPER.wgmma_rows, self.block_n)
+
+
+def _integer(value: int) -> Tensor:
+    return torch.tensor(value, dtype=torch.int64, device="cpu")
+
+
+def _divisor(x: Tensor) -> Tensor:
+    """Zeros as ones: integer division by zero has no value, and must not stop the tile's others."""
+    return x if x.is_floating_point() else x.masked_fill(x == 0, 1)
+
+
+def _power(base: Tensor, exponent: Tensor) -> Tensor:
+    """Exact for integers to a power of 0 or more, else in fp32."""
+    real = base.is_floating_point() or exponent.is_floating_point()
+    if real or bool((exponent < 0).any()):
+        return torch.pow(base.float(), exponent.float())
+    return torch.pow(base, exponent)
+
+
+def _remainder(dividend: Tensor, divisor: Tensor) -> Tensor:
+    return torch.remainder(dividend, _divisor(divisor))
+
+
+# Of any number of arguments, joined two at a time.
+_JOINED: dict[type[Any], Callable[[Tensor, Tensor], Tensor]] = {
+    sympy.And: torch.logical_and,
+    sympy.Or: torch.logical_or,
+    sympy.Add: torch.add,
+    sympy.Mul: torch.mul,
+    sympy.Min: torch.minimum,
+    sympy.Max: torch.maximum,
+}
+
+_CALLED: dict[type[Any], Callable[..., Tensor]] = {
+    sympy.Not: torch.logical_not,
+    sympy.Le: torch.le,
+    sympy.Lt: torch.lt,
+    sympy.Ge: torch.ge,
+    sympy.Gt: torch.gt,
+    sympy.Eq: torch.eq,
+    sympy.Ne: torch.ne,
+    sympy.Pow: _power,
+    sympy.Mod: _remainder,
+    symbols.FloorMod: _remainder,
+    symbols.FloorDiv: lambda x, y: torch.floor_divide(x, _divisor(y)),
+    symbols.Where: torch.where,
+    sympy.Abs: torch.abs,
+    sympy.floor: lambda x: torch.floor(x).long() if x.is_floating_point() else x,
+    sympy.exp: lambda x: torch.exp(x.float()),
+    sympy.log: lambda x: torch.log(x.float()),
+    sympy.tanh: lambda x: torch.tanh(x.float()),
+}
+
+
+def evaluate(expr: Any, values: Mapping[Any, Tensor]) -> Tensor:
+    """A parsed formula or mask on tensors that broadcast: integers exactly, reals in fp32.
+
+    ``values`` gives each symbol's tensor; the atoms are those of ``fa3gen.spec.symbols``. Raises
+    VerificationError for an expression of any other.
+    """
+    if expr in (sympy.true, sympy.false):
+        return torch.tensor(expr == sympy.true, device="cpu")
+    if isinstance(expr, sympy.Integer):
+        return _integer(int(expr))
+    if isinstance(expr, sympy.Number):  # oo among them
+        return _fp32(float(expr))
+    if expr in values:
+        return values[expr]
+    parts = [evaluate(part, values) for part in expr.args]
+    if expr.func in _JOINED:
+        return reduce(_JOINED[expr.func], parts)
+    if expr.func in _CALLED:
+        return _CALLED[expr.func](*parts)
+    raise VerificationError(f"no value of {type(expr).__name__}: {expr}")

@@ -1,0 +1,158 @@
+// Online softmax of one warpgroup, base 2 (FlashAttention-2, section 3.1).
+//
+// A thread holds 2 rows of S, spread over the 4 lanes of its quad: element (r, c) of a row-column
+// view is row 8r + lane / 4 of the warp's 16. Row sums stay partial until the end.
+#pragma once
+
+#include <cmath>
+
+#include <cute/tensor.hpp>
+
+#include <fa3gen/params.h>
+#include <fa3gen/work.cuh>
+
+namespace fa3gen {
+
+constexpr int kRows = 2;  // of a thread
+
+struct RowStatistics {
+  float row_max[kRows];  // of the scores as Q K^T gives them, unscaled
+  float row_sum[kRows];  // of 2^((s - row_max) scale_log2), this thread's columns only
+  float alpha[kRows];    // what the newest row_max asks O and row_sum to be multiplied by
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      row_max[r] = -INFINITY;
+      row_sum[r] = 0.f;
+    }
+  }
+};
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Max or sum over the 4 lanes that share a row.
+template <class Combine>
+__device__ __forceinline__ float reduce_quad(float x, Combine combine) {
+  x = combine(x, __shfl_xor_sync(0xffffffff, x, 2));
+  return combine(x, __shfl_xor_sync(0xffffffff, x, 1));
+}
+
+// A row whose keys are all masked so far has max -inf; subtracting it would give NaN.
+__device__ __forceinline__ float subtrahend(float row_max, float scale_log2) {
+  return row_max == -INFINITY ? 0.f : row_max * scale_log2;
+}
+
+// row_max = max(row_max, rowmax S), alpha = 2^((old - new) scale_log2).
+template <class Scores>
+__device__ __forceinline__ void update_max(Scores const& scores, RowStatistics& rows,
+                                           float scale_log2) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float row_max = scores(r, 0);
+#pragma unroll
+    for (int c = 1; c < cute::size<1>(scores); ++c) {
+      row_max = fmaxf(row_max, scores(r, c));
+    }
+    row_max = reduce_quad(row_max, [](float a, float b) { return fmaxf(a, b); });
+    float const before = rows.row_max[r];
+    rows.row_max[r] = fmaxf(before, row_max);
+    rows.alpha[r] = exp2_approx(before * scale_log2 - subtrahend(rows.row_max[r], scale_log2));
+  }
+}
+
+// S = 2^((S - row_max) scale_log2).
+template <class Scores>
+__device__ __forceinline__ void exponentiate(Scores&& scores, RowStatistics const& rows,
+                                             float scale_log2) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float const shift = subtrahend(rows.row_max[r], scale_log2);
+#pragma unroll
+    for (int c = 0; c < cute::size<1>(scores); ++c) {
+      scores(r, c) = exp2_approx(scores(r, c) * scale_log2 - shift);
+    }
+  }
+}
+
+// row_sum = row_sum alpha + rowsum S, over this thread's columns.
+template <class Scores>
+__device__ __forceinline__ void update_sum(Scores const& scores, RowStatistics& rows) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float sum = rows.row_sum[r] * rows.alpha[r];
+#pragma unroll
+    for (int c = 0; c < cute::size<1>(scores); ++c) {
+      sum += scores(r, c);
+    }
+    rows.row_sum[r] = sum;
+  }
+}
+
+// O = O alpha.
+template <class Output>
+__device__ __forceinline__ void rescale(Output&& output, RowStatistics const& rows) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < cute::size<1>(output); ++c) {
+      output(r, c) *= rows.alpha[r];
+    }
+  }
+}
+
+// O = O / row_sum, 0 where no key is kept. Returns LSE = row_max scale + ln row_sum in lse.
+template <class Output>
+__device__ __forceinline__ void normalize(Output&& output, RowStatistics const& rows,
+                                          float scale_log2, float (&lse)[kRows]) {
+  constexpr float kLn2 = 0.693147180559945309f;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float const sum = reduce_quad(rows.row_sum[r], [](float a, float b) { return a + b; });
+    bool const none = sum == 0.f;  // a NaN sum is passed on
+    float const inverse = none ? 0.f : 1.f / sum;
+    lse[r] = none ? -INFINITY : (rows.row_max[r] * scale_log2 + log2f(sum)) * kLn2;
+#pragma unroll
+    for (int c = 0; c < cute::size<1>(output); ++c) {
+      output(r, c) *= inverse;
+    }
+  }
+}
+
+// LSE of this thread's rows to (batch, heads, seqlen_q), by the first lane of each quad.
+__device__ __forceinline__ void store_lse(float const (&lse)[kRows], ForwardParams const& params,
+                                          WorkTile const& tile, int row) {
+  if (threadIdx.x % 4 != 0) {
+    return;
+  }
+  float* const head = params.lse + static_cast<int64_t>(tile.batch * params.heads + tile.head) *
+                                       params.seqlen_q;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (row + 8 * r < params.seqlen_q) {
+      head[row + 8 * r] = lse[r];
+    }
+  }
+}
+
+// S = S where keep(row, key) holds, -inf elsewhere. Element (0, 0) of the tile is (row, key).
+template <class Scores, class Keep>
+__device__ __forceinline__ void mask_scores(Scores&& scores, int row, int key, Keep keep) {
+  int const lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < cute::size<1>(scores); ++c) {
+      int const column = c / 2 * 8 + lane % 4 * 2 + c % 2;
+      if (!keep(row + 8 * r, key + column)) {
+        scores(r, c) = -INFINITY;
+      }
+    }
+  }
+}
+
+}  // namespace fa3gen

@@ -1,0 +1,61 @@
+// Work tiles of a CTA, and the KV tiles that each visits.
+#pragma once
+
+#include <fa3gen/params.h>
+
+namespace fa3gen {
+
+// kBlockM query rows of one head.
+struct WorkTile {
+  int m_block;
+  int head;
+  int kv_head;
+  int batch;
+};
+
+// Integer division and remainder that round down, as in Python.
+__device__ __forceinline__ int floor_div(int a, int b) {
+  int const quotient = a / b;
+  return quotient - (a % b != 0 && (a < 0) != (b < 0));
+}
+
+__device__ __forceinline__ int floor_mod(int a, int b) { return a - floor_div(a, b) * b; }
+
+// Work tiles are numbered in groups of heads whose K and V fit in L2 together; inside a group the
+// last query tiles, which see the most keys under a causal mask, come first.
+__device__ __forceinline__ WorkTile work_tile(int work, ForwardParams const& params) {
+  int const per_group = params.heads_per_group * params.m_blocks;
+  int const group = work / per_group;
+  int const within = work - group * per_group;
+  int const first = group * params.heads_per_group;
+  int const heads = min(params.heads_per_group, params.heads * params.batch - first);
+  int const rank = within / heads;
+  int const flat = first + within - rank * heads;
+  int const batch = flat / params.heads;
+  int const head = flat - batch * params.heads;
+  return {params.m_blocks - 1 - rank, head, head / params.heads_per_kv, batch};
+}
+
+// KV tiles begin .. end - 1 are visited, from the last down; those in [full_begin, full_end) need no
+// mask. begin <= full_begin <= full_end <= end.
+struct KvRange {
+  int begin;
+  int full_begin;
+  int full_end;
+  int end;
+};
+
+// Key bounds to tiles: keys in [some_begin, some_end) are kept by some row of the query tile, keys in
+// [every_begin, every_end) by every row.
+template <int kBlockN>
+__device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int every_end,
+                                            int some_end, int seqlen_k) {
+  auto const clamp = [](int x, int low, int high) { return max(low, min(x, high)); };
+  int const end = (clamp(some_end, 0, seqlen_k) + kBlockN - 1) / kBlockN;
+  int const begin = min(clamp(some_begin, 0, seqlen_k) / kBlockN, end);
+  int const full_end = clamp(clamp(every_end, 0, seqlen_k) / kBlockN, begin, end);
+  int const full_begin = clamp((max(every_begin, 0) + kBlockN - 1) / kBlockN, begin, full_end);
+  return {begin, full_begin, full_end, end};
+}
+
+}  // namespace fa3gen

@@ -1,0 +1,55 @@
+"""Built kernels on the GPU, against the float64 reference.
+
+``FA3GEN_ARTIFACTS`` names the kernels to check, as ``MASK=DIR`` joined by the path separator
+(``causal=build/causal:full=build/full``); without it they are compiled on the spot. A machine
+without pytest can run ``python -m fa3gen.check`` instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fa3gen.check import Case, cases, run_case
+
+
+def _kernels() -> list[tuple[str, str | None]]:
+    """(mask, artifact folder); a folder of None is compiled on the spot."""
+    named = os.environ.get("FA3GEN_ARTIFACTS")
+    if not named:
+        return [("full", None), ("causal", None)]
+    pairs = (entry.rpartition("=") for entry in named.split(os.pathsep))
+    return [(mask, folder) for mask, _, folder in pairs]
+
+
+@functools.cache
+def _op(mask: str, folder: str | None) -> Any:
+    if folder is None:
+        import fa3gen
+
+        return fa3gen.compile({"name": f"check_{mask}", "head_dim": 128, "mask": mask})
+    from fa3gen.runtime.attention import load
+
+    return load(Path(folder))
+
+
+@pytest.mark.parametrize("kernel", _kernels(), ids=lambda kernel: kernel[0])
+@pytest.mark.parametrize("case", cases("large"), ids=lambda case: case.name)
+def test_forward(kernel: tuple[str, str | None], case: Case) -> None:
+    op = _op(*kernel)
+    facts = op.artifact
+    result = run_case(
+        op,
+        kernel[0],
+        case,
+        device="cuda",
+        dtype=getattr(torch, facts.dtype.torch_name),
+        head_dims=(facts.head_dim_qk, facts.head_dim_v),
+        calls=3,
+    )
+    assert result.ok, result

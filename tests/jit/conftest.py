@@ -1,0 +1,67 @@
+"""A toolchain of shell scripts: the whole build runs, but nothing is compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fa3gen.jit.toolchain import Toolchain, _find_ninja
+
+LOG = """\
+ptxas info    : Compiling entry function 'standin_kernel' for 'sm_90a'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 90 registers, used 1 barriers
+"""
+
+
+class ScriptedToolchain:
+    """Compilers that print what they are told, note each call, and write an output file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script("nvcc", LOG)
+        self.script("cxx", "")
+
+    def script(self, name: str, output: str, status: int = 0) -> None:
+        """Makes ``name`` print ``output`` and end with ``status``."""
+        (self.folder / f"{name}.txt").write_text(output)
+        path = self.folder / name
+        path.write_text(
+            "#!/bin/sh\n"
+            f"echo \"{name} $*\" >> '{self.folder}/calls'\n"
+            f"cat '{self.folder}/{name}.txt'\n"
+            f"[ {status} = 0 ] || exit {status}\n"
+            'while [ "$1" != -o ]; do shift; done\n'
+            'echo made > "$2"\n'
+        )
+        path.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        """The command lines so far."""
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def toolchain(self) -> Toolchain:
+        return Toolchain(
+            nvcc=self.folder / "nvcc",
+            nvcc_version="13.0.88",
+            cxx=self.folder / "cxx",
+            cxx_version="12.2.0",
+            cuda_include=(self.folder / "include",),
+            cudart_static=self.folder / "libcudart_static.a",
+            cutlass_include=self.folder / "cutlass",
+            cutlass_version="4.2.0.0",
+            torch_include=self.folder / "torch",
+            torch_lib=self.folder,
+            ninja=_find_ninja(),
+        )
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> ScriptedToolchain:
+    folder = tmp_path / "tool $chain"  # a blank and a dollar, to be quoted
+    folder.mkdir()
+    return ScriptedToolchain(folder)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fa3gen.dtypes import DType
+from fa3gen.errors import InputError
+from fa3gen.runtime.artifact import Artifact, file_sha256
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    (tmp_path / "kernel.so").write_bytes(b"library")
+    artifact = Artifact(
+        directory=tmp_path,
+        name="causal",
+        op_name="causal_0123abcd",
+        symbol="causal_kernel",
+        dtype=DType.FP16,
+        head_dim_qk=192,
+        head_dim_v=128,
+        block_m=128,
+        block_n=112,
+        threads=384,
+        smem_bytes=200_000,
+        registers=168,
+        spill_bytes=0,
+        build_seconds=12.5,
+        library="kernel.so",
+        library_sha256=file_sha256(tmp_path / "kernel.so"),
+        nvcc="13.0.88",
+        cxx="12.2.0",
+        cutlass="4.2.0.0",
+        torch_abi="2.10",
+    )
+    artifact.write()
+    return artifact
+
+
+def edit(artifact: Artifact, **changes: Any) -> None:
+    path = artifact.directory / "artifact.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_round_trip(artifact: Artifact) -> None:
+    assert Artifact.read(artifact.directory) == artifact
+    assert Artifact.read(str(artifact.directory)) == artifact
+    artifact.verify_library()
+
+
+def test_may_be_moved(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("moved") / "kernel"
+    shutil.move(artifact.directory, elsewhere)
+    assert str(artifact.directory) not in (elsewhere / "artifact.json").read_text()
+    Artifact.read(elsewhere).verify_library()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not an artifact.*fa3gen build"):
+        Artifact.read(tmp_path / "nowhere")
+
+
+def test_other_format(artifact: Artifact) -> None:
+    edit(artifact, format=0)
+    with pytest.raises(InputError, match=r"format must be 1 \(got 0\)"):
+        Artifact.read(artifact.directory)
+
+
+def test_unknown_key(artifact: Artifact) -> None:
+    edit(artifact, colour="red")
+    with pytest.raises(InputError, match="keys missing or unknown: colour"):
+        Artifact.read(artifact.directory)
+
+
+def test_library_stays_inside(artifact: Artifact) -> None:
+    edit(artifact, library="../kernel.so")
+    with pytest.raises(InputError, match="library must be a plain file name"):
+        Artifact.read(artifact.directory)
+
+
+def test_replaced_library(artifact: Artifact) -> None:
+    artifact.library_path.write_bytes(b"another")
+    with pytest.raises(InputError, match=r"sha256 must be .* build it again"):
+        artifact.verify_library()
+
+
+def test_missing_library(artifact: Artifact) -> None:
+    artifact.library_path.unlink()
+    with pytest.raises(InputError, match="library is missing"):
+        artifact.verify_library()
+
+
+def run_python(program: str, *arguments: str) -> str:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_loading_needs_torch_alone(standin_artifact: Artifact) -> None:
+    program = """
+import sys
+from fa3gen.runtime.attention import load
+attention = load(sys.argv[1])
+assert load(sys.argv[1]).op is attention.op
+heavy = {"pydantic", "sympy", "jinja2", "yaml", "networkx", "ninja", "filelock", "platformdirs"}
+print(attention.op._schema, sorted(heavy & set(sys.modules)))
+"""
+    shown = run_python(program, str(standin_artifact.directory))
+    assert shown.strip().endswith("-> (Tensor, Tensor) []")
+
+
+def test_library_takes_over_from_the_interpreter(standin_artifact: Artifact) -> None:
+    program = """
+import sys
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from fa3gen.runtime.artifact import Artifact
+from fa3gen.runtime.attention import Attention, load
+from fa3gen.runtime.op import register_interpreted
+
+def interpret(q, k, v, scale):
+    return q * scale, q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+
+artifact = Artifact.read(sys.argv[1])
+early = Attention(register_interpreted(artifact, interpret))
+q = torch.ones(1, 2, 3, 128, dtype=torch.bfloat16)
+expected = early(q, q, q, scale=2.0)
+compiled = torch.compile(lambda q: early(q, q, q, scale=2.0), fullgraph=True, backend="eager")
+assert torch.equal(compiled(q), expected)
+late = load(sys.argv[1])
+assert late.op is early.op is getattr(torch.ops.fa3gen, artifact.op_name).default
+assert torch.equal(early(q, q, q, scale=2.0), expected)
+assert torch.equal(late(q, q, q, scale=2.0), expected)
+assert torch.equal(compiled(q), expected)
+with FlopCounterMode(display=False) as counter:
+    late(q, q, q)
+print(counter.get_total_flops(), late)
+"""
+    shown = run_python(program, str(standin_artifact.directory))
+    assert shown.startswith(f"{4 * 3 * 2 * 2 * 128} ")
+    assert "on CUDA and the interpreter" in shown

@@ -1,0 +1,69 @@
+"""A kernel with an attention kernel's interface and none of its work: it builds in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from fa3gen.codegen.source import KernelMeta, KernelSource
+from fa3gen.dtypes import DType
+from fa3gen.paths import TEMPLATES
+
+META = KernelMeta(
+    name="standin",
+    op_name="standin_00000001",
+    symbol="standin_kernel",
+    dtype=DType.BF16,
+    head_dim_qk=128,
+    head_dim_v=128,
+    block_m=128,
+    block_n=128,
+    threads=128,
+    smem_bytes=2 * (128 * 128 + 2 * 128 * 64) + 8,
+)
+
+
+@dataclass(frozen=True)
+class MapView:
+    """One tensor map, as the template reads it."""
+
+    name: str
+    box_rows: int
+    box_cols: int = 64
+    swizzle_bytes: int = 128
+
+
+@dataclass(frozen=True)
+class HostView:
+    """The host template's one variable."""
+
+    meta: KernelMeta = META
+    maps: tuple[MapView, ...] = field(
+        default=(MapView("q", 128), MapView("k", 128), MapView("v", 128), MapView("o", 64))
+    )
+    longest_first: bool = True
+    persistent: bool = True
+    cta_per_sm: int = 1
+
+
+def render_host(view: HostView) -> str:
+    """host.cpp, rendered as codegen does."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        line_statement_prefix="//%",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    return environment.get_template("host/host.cpp.j2").render(host=view)
+
+
+def standin_source(view: HostView | None = None) -> KernelSource:
+    """The stand-in's text."""
+    view = view or HostView()
+    device = Path(__file__).with_name("standin.cu").read_text(encoding="utf-8")
+    return KernelSource(meta=view.meta, device=device, host=render_host(view))

@@ -1,0 +1,216 @@
+"""check() with stand-in ops: a right one passes, and each kind of broken one fails."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fa3gen.check import (
+    Case,
+    CheckResult,
+    Layout,
+    cases,
+    check,
+    draw_inputs,
+    render_table,
+    run_case,
+)
+from fa3gen.errors import InputError, UnsupportedError
+from fa3gen.runtime.reference import attention_reference, reference_mask
+
+
+class StandIn:
+    """A right op in torch, with places to break it."""
+
+    def __init__(
+        self,
+        mask: str,
+        spoil: Callable[[Tensor, Tensor], None] = lambda out, lse: None,
+        default_scale: float | None = None,
+    ) -> None:
+        self.keep, self.spoil, self.default_scale = reference_mask(mask), spoil, default_scale
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        out: Tensor | None = None,
+    ) -> Any:
+        scale = self.default_scale if scale is None else scale
+        right, lse = attention_reference(q, k, v, self.keep, scale, torch.float32)
+        result = right.to(q.dtype) if out is None else out.copy_(right)
+        self.spoil(result, lse)
+        return (result, lse) if return_lse else result
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window(40, 3)"])
+@pytest.mark.parametrize("head_dims", [(64, 64), (24, 16)])
+def test_a_right_op_passes(mask: str, head_dims: tuple[int, int]) -> None:
+    results = check(StandIn(mask), mask, device="cpu", head_dims=head_dims)
+    assert len(results) == len(cases("small"))
+    assert [r.problems for r in results if not r.ok] == []
+    assert json.loads(json.dumps([r.to_json() for r in results], allow_nan=False))
+
+
+def failures(op: Any, mask: str = "causal") -> list[CheckResult]:
+    return [r for r in check(op, mask, device="cpu", head_dims=(32, 32)) if not r.ok]
+
+
+def problems(op: Any, case: Case, calls: int = 1, mask: str = "causal") -> str:
+    result = run_case(op, mask, case, device="cpu", head_dims=(32, 32), calls=calls)
+    assert result.ok == (not result.problems)
+    return "; ".join(result.problems)
+
+
+SQUARE = Case(1, 2, 1, 70, 70)
+
+
+def test_another_mask_fails() -> None:
+    names = {r.case.name for r in failures(StandIn("window(-1, 1)"))}
+    square_or_wide = {
+        c.name for c in cases("small") if c.batch and c.seqlen_q > 1 and c.seqlen_k > 1
+    }
+    assert names >= square_or_wide
+
+
+def test_top_left_causal_alignment_fails_where_lengths_differ() -> None:
+    class TopLeft(StandIn):
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+            self.keep = lambda at: at.k <= at.row
+            return super().__call__(q, k, v, **options)
+
+    assert problems(TopLeft("causal"), SQUARE) == ""
+    assert problems(TopLeft("causal"), Case(1, 1, 1, 40, 70)) != ""
+
+
+def test_unwritten_rows_fail() -> None:
+    class LastRowsMissing(StandIn):
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+            before = options["out"].clone()
+            result = super().__call__(q, k, v, **options)
+            result[0][:, -3:] = before[:, -3:]
+            return result
+
+    assert "NaN" in problems(LastRowsMissing("causal"), SQUARE)
+
+
+def test_writes_outside_of_the_output_fail() -> None:
+    def overrun(out: Tensor, lse: Tensor) -> None:
+        torch.as_strided(out, (1,), (1,), out.storage_offset() + out.numel()).fill_(0)
+
+    assert "memory outside of out" in problems(StandIn("causal", overrun), SQUARE)
+
+
+def test_an_ignored_out_fails() -> None:
+    class NewTensor(StandIn):
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+            return super().__call__(q, k, v, **{**options, "out": None})
+
+        __signature__ = None
+
+    def op(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **options: Any) -> Any:
+        return NewTensor("causal")(q, k, v, **options)
+
+    assert "out= is not the one returned" in problems(op, SQUARE)
+
+
+def test_changed_inputs_fail() -> None:
+    class Scribbler(StandIn):
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+            result = super().__call__(q, k, v, **options)
+            v[0, 0, 0, 0] += 1
+            return result
+
+    assert "an input was changed" in problems(Scribbler("causal"), SQUARE)
+
+
+def test_a_moving_result_fails() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def jitter(out: Tensor, lse: Tensor) -> None:
+        lse += 1e-6 * torch.randn(lse.shape, generator=generator)
+
+    op = StandIn("causal", jitter)
+    assert problems(op, SQUARE) == ""
+    assert "different results" in problems(op, SQUARE, calls=3)
+
+
+def test_a_wrong_default_scale_fails() -> None:
+    op = StandIn("causal", default_scale=0.2)
+    assert problems(op, SQUARE) != ""
+    assert problems(op, Case(1, 1, 1, 70, 70, scale=0.5)) == ""
+
+
+def test_an_op_that_raises_fails_with_its_message() -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        raise InputError("q: head dimension must be 128")
+
+    assert problems(op, SQUARE) == "raised InputError: q: head dimension must be 128"
+    assert len(failures(op)) == len(cases("small"))
+
+
+def test_an_op_without_out_is_checked_too() -> None:
+    op = StandIn("causal")
+
+    def no_out(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, return_lse: bool) -> Any:
+        return op(q, k, v, scale=scale, return_lse=return_lse)
+
+    assert problems(no_out, SQUARE) == ""
+
+
+def test_unknown_masks_and_sets_are_refused() -> None:
+    with pytest.raises(UnsupportedError):
+        check(StandIn("full"), "k != 3", device="cpu")
+    with pytest.raises(ValueError, match="small or large"):
+        cases("huge")
+
+
+def test_sets_cover_what_they_promise() -> None:
+    small, large = cases("small"), cases("large")
+    assert len(small) <= 20
+    assert max(max(c.seqlen_q, c.seqlen_k) for c in small) <= 400
+    assert large[: len(small)] == small
+    for chosen in (small, large):
+        assert len({c.name for c in chosen}) == len(chosen)
+        assert {c.layout for c in chosen} == set(Layout)
+        assert {0, 1} <= {c.seqlen_q for c in chosen} & {c.seqlen_k for c in chosen}
+        assert {1, 4} <= {c.heads // c.kv_heads for c in chosen}
+        assert any(c.seqlen_q > c.seqlen_k > 1 for c in chosen)
+        assert any(1 < c.seqlen_q < c.seqlen_k for c in chosen)
+    assert max(c.seqlen_q for c in large) >= 16384
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_layouts_lie_in_memory_as_they_say(layout: Layout) -> None:
+    case = Case(2, 4, 2, 6, 6, layout)
+    q, k, v = draw_inputs(case, device="cpu", dtype=torch.bfloat16, head_dims=(16, 16))
+    assert (q.shape, k.shape, v.shape) == ((2, 6, 4, 16), (2, 6, 2, 16), (2, 6, 2, 16))
+    assert all(x.stride(-1) == 1 for x in (q, k, v))
+    assert all(x.is_contiguous() == (layout.value in ("contiguous", "unaligned")) for x in (k, v))
+    aligned = all(x.storage_offset() * 2 % 16 == 0 for x in (q, k, v))
+    assert aligned == (layout is not Layout.UNALIGNED)
+    again = draw_inputs(case, device="cpu", dtype=torch.bfloat16, head_dims=(16, 16))
+    assert all(torch.equal(x, y) for x, y in zip((q, k, v), again, strict=True))
+
+
+def test_table_shows_every_case_and_each_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    def spoil(out: Tensor, lse: Tensor) -> None:
+        lse.fill_(math.nan)
+
+    op = StandIn("full", spoil)
+    results = [run_case(op, "full", case, device="cpu") for case in cases("small")[:6]]
+    render_table(results)
+    text = capsys.readouterr().out
+    assert "1 of 6 cases pass" in text
+    assert "q128-k128" in text.replace("\n", "")
+    assert "NaN" in text
