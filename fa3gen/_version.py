@@ -1,3 +1,3 @@
 """The package's version: part of every cache key."""
 
-VERSION = "0.1.0"
+__version__ = "0.1.0"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fa3gen.runtime.reference import ErrorReport, check_error, reference_mask
+from fa3gen.runtime.reference import ErrorReport, IndexMask, check_error, reference_mask
 
 __all__ = [
     "Case",
@@ -194,18 +194,26 @@ def run_case(
 ) -> CheckResult:
     """Check one case: poisoned outputs, ``calls`` equal results, inputs left alone."""
     keep = reference_mask(mask_text)
-    q, k, v = draw_inputs(case, device=device, dtype=dtype, head_dims=head_dims)
-    before = [x.clone() for x in (q, k, v)]
     try:
-        out, lse, problems = _call(op, q, k, v, case.scale)
-        for _ in range(calls - 1):
-            again, lse_again, _ = _call(op, q, k, v, case.scale)
-            if not (_same(out, again) and _same(lse, lse_again)):
-                problems.append("two calls gave different results: a race")
-                break
+        # A GPU fault spoils every later call, so that drawing the next case's inputs raises too.
+        inputs = draw_inputs(case, device=device, dtype=dtype, head_dims=head_dims)
+        return _judge(op, keep, case, inputs, calls)
     except Exception as error:  # the verdict names it: one bad case must not hide the others
         return CheckResult(case, None, (f"raised {type(error).__name__}: {error}",))
-    if not all(_same(x, y) for x, y in zip((q, k, v), before, strict=True)):
+
+
+def _judge(
+    op: Op, keep: IndexMask, case: Case, inputs: tuple[Tensor, Tensor, Tensor], calls: int
+) -> CheckResult:
+    q, k, v = inputs
+    before = [x.clone() for x in inputs]
+    out, lse, problems = _call(op, q, k, v, case.scale)
+    for _ in range(calls - 1):
+        again, lse_again, _ = _call(op, q, k, v, case.scale)
+        if not (_same(out, again) and _same(lse, lse_again)):
+            problems.append("two calls gave different results: a race")
+            break
+    if not all(_same(x, y) for x, y in zip(inputs, before, strict=True)):
         problems.append("an input was changed")
     report = check_error(out, lse, q, k, v, keep, case.scale)
     return CheckResult(case, report, (*report.problems, *problems))

@@ -6,6 +6,7 @@ Every contender takes (batch, seqlen, heads, dim) tensors and gives its output i
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -102,7 +103,7 @@ def _load_fa3() -> Prepare:
         raise UnavailableError(
             f"set {FA3_LIBRARY} to its library, or install flash_attn_3 or xformers"
         ) from None
-    print(f"fa3: {fwd._schema}", file=sys.stderr)
+    _print_once(f"fa3: {fwd._schema}")
 
     def prepare(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Run:
         left, right = _window(problem)
@@ -125,6 +126,11 @@ def _load_fa3() -> Prepare:
         return run
 
     return prepare
+
+
+@functools.cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def bind_schema(schema: Any, known: Mapping[tuple[str, ...], object]) -> dict[str, object]:

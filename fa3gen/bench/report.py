@@ -73,7 +73,10 @@ def _header(meta: Mapping[str, Any]) -> str:
         "same run. FLOPs: 2 (d + dv) for each kept pair of each head, causal squares counted as "
         "half."
     )
-    lines += [f"Skipped: {name}: {reason}" for name, reason in (meta.get("skipped") or {}).items()]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in (meta.get("skipped") or {}).items():
+        reasons.setdefault(reason, []).append(name)
+    lines += [f"Skipped: {'; '.join(names)}: {reason}" for reason, names in reasons.items()]
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,8 +1,8 @@
 """Schedule and Program to KernelSource, through Jinja: a pure function of its input.
 
-Each node of a Program has one template, named after its class: ``control/for_tiles_full`` for a loop
-over full tiles, ``stages/calc_row_max`` for a computation. A template gets its node as ``op``, the
-kernel's view as ``kernel`` and, for a block, ``emit(nodes)``, the text of its body.
+Each node of a Program has one template, named after its class: ``control/for_tiles_full`` for a
+loop over full tiles, ``stages/calc_row_max`` for a computation. A template gets its node as ``op``,
+the kernel's view as ``kernel`` and, for a block, ``emit(nodes)``, the text of its body.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _environment() -> jinja2.Environment:
 
 def _meta(schedule: Schedule, program: Program) -> KernelMeta:
     spec = schedule.spec
-    identity = "\n".join([_version.VERSION, spec.canonical(), str(schedule.tiling)])
+    identity = "\n".join([_version.__version__, spec.canonical(), str(schedule.tiling)])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return KernelMeta(
         name=spec.name,

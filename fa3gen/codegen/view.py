@@ -148,9 +148,7 @@ def host_view(schedule: Schedule, program: Program, meta: KernelMeta) -> HostVie
     """The host side of a Program: one tensor map a tensor."""
     rows = {"q": "Q", "k": "K", "v": "V"}
     chunk, swizzle = program.buffers[0].chunk, HOPPER.swizzle_bytes
-    maps = [
-        MapView(name, program.buffer(tile).rows, chunk, swizzle) for name, tile in rows.items()
-    ]
+    maps = [MapView(name, program.buffer(tile).rows, chunk, swizzle) for name, tile in rows.items()]
     maps.append(MapView("o", HOPPER.wgmma_rows, chunk, swizzle))
     return HostView(
         meta=meta,
@@ -171,9 +169,7 @@ def _rings(program: Program, role: Role) -> tuple[RingView, ...]:
     """The cursors that a role moves, in buffer order."""
     moved = {i.cursor for i in instructions(role.body) if isinstance(i, Advance)}
     return tuple(
-        RingView(buffer.name, buffer.stages)
-        for buffer in program.buffers
-        if buffer.name in moved
+        RingView(buffer.name, buffer.stages) for buffer in program.buffers if buffer.name in moved
     )
 
 
@@ -211,9 +207,7 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("shared", f"{program.shared_bytes} bytes"),
     ]
     if registers is not None:
-        rows.append(
-            ("registers", f"producer {registers.producer}, consumers {registers.consumer}")
-        )
+        rows.append(("registers", f"producer {registers.producer}, consumers {registers.consumer}"))
     return tuple(f"{name:<11s} {value}" for name, value in rows)
 
 

@@ -48,7 +48,7 @@ def check_supported(spec: AttentionSpec) -> None:
 
 
 def build_forward(spec: AttentionSpec, block_m: int, block_n: int) -> OpGraph:
-    """The forward pass of one work tile of ``block_m`` query rows over tiles of ``block_n`` keys."""
+    """The forward pass of ``block_m`` query rows over KV tiles of ``block_n`` keys."""
     check_supported(spec)
     dtype, fp32 = spec.dtype, DType.FP32
     dim_qk, dim_v = spec.head_dim.qk, spec.head_dim.v

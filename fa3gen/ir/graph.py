@@ -45,9 +45,9 @@ class OpGraph:
         return any(isinstance(op, kind) for op in self.ops)
 
     @cached_property
-    def networkx(self) -> nx.MultiDiGraph:
+    def networkx(self) -> nx.MultiDiGraph[str]:
         """The same as a networkx graph: nodes carry ``op``, edges ``value`` and ``distance``."""
-        graph = nx.MultiDiGraph()
+        graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         for op in self.ops:
             graph.add_node(op.name, op=op)
         for edge in self.dependences:
@@ -68,6 +68,6 @@ class OpGraph:
         for edge in self.dependences:
             if edge.distance:
                 lines.append(
-                    f"  {edge.source} -> {edge.target}: {edge.value} of {edge.distance} tile earlier"
+                    f"  {edge.source} -> {edge.target}: {edge.value}, {edge.distance} tile earlier"
                 )
         return "\n".join(lines)

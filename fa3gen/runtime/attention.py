@@ -88,13 +88,29 @@ class Attention:
         self._check_inputs(q, k, v)
         scale = self._default_scale if scale is None else _checked_scale(scale)
         if out is None:
-            result, lse = self._registered.op(q, k, v, scale)
+            result, lse = self._forward(q, k, v, scale)
         else:
             self._check_out(q, k, v, out)
             batch, seqlen_q, heads, _ = q.shape
             result, lse = out, q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
             self._registered.out(q, k, v, scale, out, lse)
+            if not torch.compiler.is_compiling() and not out.is_inference():
+                torch.autograd.graph.increment_version(out)  # as torch's own in-place ops do
         return (result, lse) if return_lse else result
+
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        op = self._registered.op
+        recorded = torch.is_grad_enabled() and (
+            q.requires_grad or k.requires_grad or v.requires_grad
+        )
+        result: tuple[Tensor, Tensor]
+        if recorded or torch.compiler.is_compiling():
+            result = op(q, k, v, scale)
+        else:
+            # The op's autograd rule is Python and would only pass the call on, for 4 us.
+            with torch._C._AutoDispatchBelowAutograd():
+                result = op(q, k, v, scale)
+        return result
 
     def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         self._check_tensor("q", q, self._head_dim_qk)

@@ -9,7 +9,7 @@ Left out are alterations that make an equal program, or another right one:
 
 * ``shift`` in a ring of one stage; ``skew`` of a load outside the KV loop (Q has no KV tile);
 * passing the turn to another than the next warpgroup, for which of them goes first matters for
-  speed alone, and a round may change its direction: the fault is passing the turn to oneself.
+  speed alone, and a round may change its direction: the fault is passing it to oneself.
 """
 
 from __future__ import annotations
@@ -19,25 +19,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fa3gen.schedule.edit import (
+    SETUP,
+    Path,
+    Site,
+    blocks,
+    move,
+    name_of,
+    nearest,
+    sites,
+    splice,
+    word,
+)
 from fa3gen.schedule.program import (
+    Advance,
     Arrive,
     Calc,
-    EachWork,
     Executor,
     Expect,
-    ForTiles,
     Gemm,
-    IfTiles,
     InitBarrier,
     Instruction,
     Load,
     NamedArrive,
     NamedSync,
     Node,
-    OnInstance,
     Program,
     ProxyFence,
-    Segment,
     SetRegisters,
     StageOut,
     StoreRows,
@@ -48,15 +56,12 @@ from fa3gen.schedule.program import (
     WgmmaCommit,
     WgmmaFence,
     WgmmaWait,
+    instructions,
 )
 
-__all__ = ["Mutant", "Swap", "alterations", "deletions", "misplacements", "swaps"]
+__all__ = ["Mutant", "Swap", "alterations", "deletions", "harmless", "misplacements", "swaps"]
 
-Path = tuple[int, ...]  # role (or _SETUP), then the position in each nested body
 Predicate = Callable[[Instruction], bool]
-
-_SETUP = -1
-_ONCE = (Segment.FIRST, Segment.DRAIN)
 
 
 @dataclass(frozen=True)
@@ -69,25 +74,11 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Swap(Mutant):
-    """Two neighbours exchanged: ``second`` now stands before ``first``."""
-
-    first: Node
-    second: Node
-
-
-@dataclass(frozen=True)
-class _Site:
-    """An instruction and where it stands."""
+    """Two neighbours of the block at ``path`` exchanged: ``second`` now stands before ``first``."""
 
     path: Path
-    instruction: Instruction
-    loops: tuple[Path, ...]  # of the loops around it, innermost first
-    tiled: bool  # inside a loop over KV tiles
-
-    def words(self, program: Program) -> str:
-        """The instruction and its place."""
-        place = "set-up" if self.path[0] == _SETUP else program.roles[self.path[0]].name
-        return f"{place} {'.'.join(map(str, self.path[1:]))} {_name(self.instruction)}"
+    first: Node
+    second: Node
 
 
 # --- the mutants ----------------------------------------------------------------------------------
@@ -95,19 +86,19 @@ class _Site:
 
 def deletions(program: Program) -> Iterator[Mutant]:
     """Each instruction of the set-up and of each role left out."""
-    for site in _sites(program):
+    for site in sites(program):
         words = f"{site.words(program)} deleted"
-        yield Mutant(words, _splice(program, site.path, 1, ()))
+        yield Mutant(words, splice(program, site.path, 1, ()))
 
 
 def alterations(program: Program) -> Iterator[Mutant]:
     """Each parity, stage, count, id, byte value, lag and executor altered."""
-    for site in _sites(program):
+    for site in sites(program):
         for change in _changes(program, site):
-            fields = ", ".join(f"{name}={_word(value)}" for name, value in change.items())
+            fields = ", ".join(f"{name}={word(value)}" for name, value in change.items())
             altered = replace(site.instruction, **change)
             words = f"{site.words(program)} with {fields}"
-            yield Mutant(words, _splice(program, site.path, 1, (altered,)))
+            yield Mutant(words, splice(program, site.path, 1, (altered,)))
     for barrier in program.named:
         others = [other.first_id for other in program.named if other is not barrier]
         for first_id in (0, barrier.first_id + 16, *others):
@@ -127,36 +118,36 @@ def misplacements(program: Program) -> Iterator[Mutant]:
     such instruction in text order counts, around the loops from the innermost outwards. If it
     stands in another block, the instruction moves past the whole of that block.
     """
-    for site in _sites(program):
+    for site in sites(program):
         guarded = _guarded(program, site)
-        target = _nearest(program, site, guarded, forwards=True) if guarded else None
+        target = nearest(program, site, guarded, forwards=True) if guarded else None
         if target is not None:
             words = f"{site.words(program)} moved behind {target.words(program)}"
-            yield Mutant(words, _move(program, site.path, target.path, behind=True))
+            yield Mutant(words, move(program, site.path, target.path, behind=True))
         covered = _covered(program, site)
-        target = _nearest(program, site, covered, forwards=False) if covered else None
+        target = nearest(program, site, covered, forwards=False) if covered else None
         if target is not None:
             words = f"{site.words(program)} moved before {target.words(program)}"
-            yield Mutant(words, _move(program, site.path, target.path, behind=False))
+            yield Mutant(words, move(program, site.path, target.path, behind=False))
 
 
 def swaps(program: Program) -> Iterator[Swap]:
     """Every two neighbours of a block exchanged: all displacements by one position."""
-    for path, body in _blocks(program):
+    for path, body in blocks(program):
         for at, (first, second) in enumerate(itertools.pairwise(body)):
             if first == second:
                 continue
-            role = "set-up" if path[0] == _SETUP else program.roles[path[0]].name
+            role = "set-up" if path[0] == SETUP else program.roles[path[0]].name
             place = ".".join(map(str, (*path[1:], at)))
-            words = f"{role} {place} {_name(first)} exchanged with {_name(second)}"
-            mutant = _splice(program, (*path, at), 2, (second, first))
-            yield Swap(words, mutant, first, second)
+            words = f"{role} {place} {name_of(first)} exchanged with {name_of(second)}"
+            mutant = splice(program, (*path, at), 2, (second, first))
+            yield Swap(words, mutant, (*path, at), first, second)
 
 
 # --- altered fields -------------------------------------------------------------------------------
 
 
-def _changes(program: Program, site: _Site) -> Iterator[dict[str, Any]]:
+def _changes(program: Program, site: Site) -> Iterator[dict[str, Any]]:
     """Changes of an instruction's fields, one fault each."""
     instruction = site.instruction
     if isinstance(instruction, (Wait, Expect, Arrive, Load, Gemm)):
@@ -199,10 +190,84 @@ def _named_changes(
             yield {"barrier": other.name, "threads": other.threads}
 
 
+# --- harmless exchanges ---------------------------------------------------------------------------
+
+
+def harmless(program: Program, swap: Swap) -> str | None:
+    """Why an exchange of neighbours keeps a Program right, if one of these reasons holds.
+
+    Only an exchange that ``verify`` passes needs one. An instruction is *private* if it touches
+    nothing but its warpgroup's registers, products and cursors.
+    """
+    first = tuple(instructions((swap.first,)))
+    second = tuple(instructions((swap.second,)))
+    if all(isinstance(i, (Wait, WgmmaWait, TmaStoreWait)) for i in second):
+        return "acquires earlier"
+    if all(isinstance(i, (Arrive, NamedArrive, Expect)) for i in first):
+        return "releases later"
+    if all(isinstance(i, InitBarrier) for i in (*first, *second)):
+        return "initialises barriers in another order"
+    for private, others in ((first, second), (second, first)):
+        if all(isinstance(i, _PRIVATE) for i in private) and not any(
+            _conflict(program, i, other) for i in private for other in others
+        ):
+            return "passes private work that shares nothing with it"
+    turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
+    if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
+        return "takes the turn before waiting for a stage: the order of products is for speed"
+    if isinstance(swap.first, WgmmaWait) and isinstance(swap.second, Arrive):
+        site = next(site for site in sites(program) if site.path == swap.path)
+        if _released_later(program, site, swap.second.cursor):
+            return "a later release of the work tile covers it"
+    return None
+
+
+_PRIVATE = (Advance, Calc, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)
+
+
+def _conflict(program: Program, first: Instruction, second: Instruction) -> bool:
+    """Whether two instructions of a warpgroup share a private resource, and one changes it."""
+    reads, writes = _resources(program, first)
+    other_reads, other_writes = _resources(program, second)
+    return bool(writes & (other_reads | other_writes) or reads & other_writes)
+
+
+def _resources(program: Program, instruction: Instruction) -> tuple[set[str], set[str]]:
+    """Register tiles, cursors and the queue of products: what is read, and what is changed."""
+    match instruction:
+        case Calc(reads=reads, writes=writes):
+            return set(reads), set(writes)
+        case StageOut(source=source) | StoreRows(source=source):
+            return {source}, set()
+        case WgmmaFence(registers=registers):
+            return set(), set(registers)
+        case WgmmaCommit():
+            return set(), {"products"}
+        case WgmmaWait(retires=retires):
+            operands = {
+                gemm.a
+                for gemm in _gemms(program)
+                if gemm.a_cursor is None and gemm.accumulator in retires
+            }
+            return operands, {"products", *retires}
+        case Gemm(a=a, accumulator=accumulator, a_cursor=a_cursor, b_cursor=b_cursor):
+            return {a, f"cursor {a_cursor}", f"cursor {b_cursor}"}, {accumulator, "products"}
+        case Advance(cursor=cursor):
+            return set(), {f"cursor {cursor}"}
+        case (
+            Wait(cursor=cursor)
+            | Arrive(cursor=cursor)
+            | Expect(cursor=cursor)
+            | Load(cursor=cursor)
+        ):
+            return {f"cursor {cursor}"}, set()
+    return set(), set()
+
+
 # --- what an instruction is there for -------------------------------------------------------------
 
 
-def _guarded(program: Program, site: _Site) -> Predicate | None:
+def _guarded(program: Program, site: Site) -> Predicate | None:
     """Which later instructions only this wait makes safe.
 
     * a wait on a full barrier: the products that read the stage;
@@ -240,7 +305,7 @@ def _guarded(program: Program, site: _Site) -> Predicate | None:
     return None
 
 
-def _covered(program: Program, site: _Site) -> Predicate | None:
+def _covered(program: Program, site: Site) -> Predicate | None:
     """Which earlier instructions only this arrival, commit or fence publishes, groups or orders.
 
     * an arrival on an empty barrier: the retirement of the products that read the stage, or of the
@@ -279,7 +344,7 @@ def _covered(program: Program, site: _Site) -> Predicate | None:
     return None
 
 
-def _released_later(program: Program, site: _Site, cursor: str) -> bool:
+def _released_later(program: Program, site: Site, cursor: str) -> bool:
     """Whether a release after ``site`` in the same work tile also keeps a ring's stage.
 
     So it is with V, read by the last product of a work tile: the producer loads V only after it has
@@ -291,11 +356,11 @@ def _released_later(program: Program, site: _Site, cursor: str) -> bool:
         return False
     later = {
         other.instruction.cursor
-        for other in _sites(program)
+        for other in sites(program)
         if other.path[0] == site.path[0] and other.path > site.path
         if isinstance(other.instruction, Arrive) and len(other.loops) == 1
     } - {cursor}
-    for other in _sites(program):
+    for other in sites(program):
         match other.instruction:
             case Wait(cursor=waited, empty=True) if waited in later:
                 return True
@@ -314,10 +379,10 @@ def _touched(instruction: Instruction) -> set[str]:
     return set()
 
 
-def _fenced_operands(program: Program, fence: _Site) -> set[str]:
+def _fenced_operands(program: Program, fence: Site) -> set[str]:
     """Register operands of the products between a wgmma.fence and the next."""
     operands: set[str] = set()
-    for site in _sites(program):
+    for site in sites(program):
         if site.path[0] != fence.path[0] or site.path <= fence.path:
             continue
         if isinstance(site.instruction, WgmmaFence):
@@ -329,131 +394,22 @@ def _fenced_operands(program: Program, fence: _Site) -> set[str]:
 
 
 def _gemms(program: Program) -> list[Gemm]:
-    return [site.instruction for site in _sites(program) if isinstance(site.instruction, Gemm)]
+    return [site.instruction for site in sites(program) if isinstance(site.instruction, Gemm)]
 
 
 def _is_turn(program: Program, barrier: str) -> bool:
     """Whether some warpgroup arrives at a named barrier that another waits at."""
-    arrivals = (site.instruction for site in _sites(program))
+    arrivals = (site.instruction for site in sites(program))
     return any(isinstance(i, NamedArrive) and i.barrier == barrier for i in arrivals)
 
 
 def _lies_under_o(program: Program, name: str) -> bool:
     """Whether the store's staging buffer shares bytes with a ring."""
     ring = program.buffer(name)
-    stores = (site.instruction for site in _sites(program))
+    stores = (site.instruction for site in sites(program))
     return any(
         isinstance(i, TmaStore)
         and ring.offset < program.buffer(i.buffer).offset + program.buffer(i.buffer).bytes
         and program.buffer(i.buffer).offset < ring.offset + ring.bytes
         for i in stores
     )
-
-
-# --- editing --------------------------------------------------------------------------------------
-
-
-def _blocks(program: Program) -> Iterator[tuple[Path, tuple[Node, ...]]]:
-    """Every list of nodes and where it stands."""
-
-    def walk(path: Path, body: tuple[Node, ...]) -> Iterator[tuple[Path, tuple[Node, ...]]]:
-        yield path, body
-        for at, node in enumerate(body):
-            if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
-                yield from walk((*path, at), node.body)
-
-    yield (_SETUP,), program.setup
-    for index, role in enumerate(program.roles):
-        yield from walk((index,), role.body)
-
-
-def _sites(program: Program) -> Iterator[_Site]:
-    """Every instruction in text order."""
-
-    def walk(
-        path: Path, body: tuple[Node, ...], loops: tuple[Path, ...], tiled: bool
-    ) -> Iterator[_Site]:
-        for at, node in enumerate(body):
-            here = (*path, at)
-            if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
-                repeats = isinstance(node, EachWork) or (
-                    isinstance(node, ForTiles) and node.segment not in _ONCE
-                )
-                inner = (here, *loops) if repeats else loops
-                yield from walk(here, node.body, inner, tiled or isinstance(node, ForTiles))
-            else:
-                yield _Site(here, node, loops, tiled)
-
-    yield from walk((_SETUP,), program.setup, (), False)
-    for index, role in enumerate(program.roles):
-        yield from walk((index,), role.body, (), False)
-
-
-def _nearest(program: Program, site: _Site, wanted: Predicate, forwards: bool) -> _Site | None:
-    """The nearest wanted instruction after (or before) a site, around its loops."""
-    turn = 1 if forwards else -1
-    sites = [other for other in _sites(program) if other.path[0] == site.path[0]][::turn]
-    for scope in (*site.loops, site.path[:1]):
-        inside = [other for other in sites if other.path[: len(scope)] == scope]
-        at = next(i for i, other in enumerate(inside) if other.path == site.path)
-        around = inside[:at] if scope in site.loops else []
-        for other in (*inside[at + 1 :], *around):
-            if wanted(other.instruction):
-                return other
-    return None
-
-
-def _move(program: Program, source: Path, target: Path, behind: bool) -> Program:
-    """An instruction moved before or behind another, or the block around that."""
-    shared = next(i for i, (a, b) in enumerate(zip(source, target, strict=False)) if a != b)
-    place = (*target[:shared], target[shared] + behind)
-    node = _node(program, source)
-    if place[-1] > source[shared]:  # the later edit first, so that both paths stay true
-        return _splice(_splice(program, place, 0, (node,)), source, 1, ())
-    return _splice(_splice(program, source, 1, ()), place, 0, (node,))
-
-
-def _node(program: Program, path: Path) -> Node:
-    body: tuple[Node, ...] = program.setup if path[0] == _SETUP else program.roles[path[0]].body
-    for at in path[1:-1]:
-        node = body[at]
-        assert isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance))
-        body = node.body
-    return body[path[-1]]
-
-
-def _splice(program: Program, path: Path, removed: int, nodes: tuple[Node, ...]) -> Program:
-    """``removed`` nodes at a path replaced by others."""
-
-    def edit(body: tuple[Any, ...], rest: Path) -> tuple[Any, ...]:
-        at = rest[0]
-        if len(rest) == 1:
-            return (*body[:at], *nodes, *body[at + removed :])
-        return (
-            *body[:at],
-            replace(body[at], body=edit(body[at].body, rest[1:])),
-            *body[at + 1 :],
-        )
-
-    if path[0] == _SETUP:
-        return replace(program, setup=edit(program.setup, path[1:]))
-    roles = list(program.roles)
-    role = roles[path[0]]
-    roles[path[0]] = replace(role, body=edit(role.body, path[1:]))
-    return replace(program, roles=tuple(roles))
-
-
-def _name(node: Node) -> str:
-    """A node in a few words."""
-    parts = [type(node).__name__]
-    for field in ("segment", "barrier", "buffer", "kind", "retires", "cursor"):
-        value = getattr(node, field, None)
-        if value is not None:
-            parts.append(_word(value))
-    return " ".join(dict.fromkeys(parts))
-
-
-def _word(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(getattr(value, "name", value))

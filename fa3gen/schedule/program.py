@@ -5,8 +5,8 @@ of resources (shared-memory buffers, mbarriers, named barriers, register tiles) 
 instructions a role: straight-line lists inside ``EachWork``, ``IfTiles`` and ``ForTiles``.
 
 **Rings.** A buffer with several stages is a ring. Each role walks it with a *cursor*, a counter
-that ``Advance`` raises: stage = counter % stages, and the barrier phase is counter // stages. A full
-barrier is awaited at that phase; an empty barrier one phase earlier, so that the first round passes.
+that ``Advance`` raises: stage = counter % stages, and the barrier phase is counter // stages. A
+full barrier is awaited at that phase; an empty one a phase earlier, so that the first round passes.
 
 **Executors.** ``ELECTED`` is one fixed thread of the warpgroup, ``EACH_WARP`` one lane of each warp
 once its whole warp has come there, ``ALL`` every thread. What an arrival publishes depends on it.
@@ -71,9 +71,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Buffer:
-    """A shared-memory buffer: ``stages`` tiles of rows x cols, in column chunks of ``chunk`` elements.
+    """A shared-memory buffer: ``stages`` tiles, in column chunks of ``chunk`` elements.
 
-    A tile is stored chunk after chunk, each of ``rows`` rows of 128 swizzled bytes, as TMA writes it.
+    A tile is stored chunk after chunk, each of ``rows`` rows of 128 swizzled bytes, as by TMA.
     """
 
     name: str  # the tile value it holds
@@ -109,7 +109,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Barrier:
-    """An array of mbarriers, one a stage, each completed by ``arrivals`` arrivals (and its bytes)."""
+    """An array of mbarriers, one a stage, each completed by ``arrivals`` arrivals and its bytes."""
 
     name: str
     stages: int
@@ -264,7 +264,7 @@ class TmaStoreCommit:
 
 @dataclass(frozen=True)
 class TmaStoreWait:
-    """cp.async.bulk.wait_group[.read] (elected thread): at most ``pending`` groups stay in flight."""
+    """cp.async.bulk.wait_group[.read] (elected thread): ``pending`` groups may stay in flight."""
 
     pending: int
     read: bool

@@ -1,7 +1,7 @@
 """Which KV tiles a query tile visits, and which of them need the mask.
 
 Derived from the mask expression alone. The mask is read as a conjunction; each comparison that is
-affine in ``q`` with ``k`` alone on one side bounds ``k``. For query positions ``q_first .. q_last``::
+affine in ``q`` with ``k`` alone on one side bounds ``k``. For positions ``q_first .. q_last``::
 
     k <= q + 3     some row keeps keys up to q_last + 3, every row keeps keys up to q_first + 3
     k >= q - 100   some row keeps keys from q_first - 100, every row from q_last - 100
@@ -56,7 +56,7 @@ class KeyBounds:
 
 @dataclass(frozen=True)
 class TileRange:
-    """KV tile indices begin <= full_begin <= full_end <= end; tiles [full_begin, full_end) are full.
+    """KV tiles: begin <= full_begin <= full_end <= end; those in [full_begin, full_end) are full.
 
     Tiles are visited from ``end - 1`` down to ``begin``.
     """

@@ -58,7 +58,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an operation runs: KV tile j executes it in iteration j + ``stage``, in ``slot`` order."""
+    """Where an operation runs: for KV tile j in iteration j + ``stage``, in ``slot`` order."""
 
     op: str
     role: RoleName

@@ -97,7 +97,8 @@ def _check_supported(spec: AttentionSpec) -> None:
         if refuse:
             value = getattr(knobs, key)
             raise UnsupportedError(
-                f"schedule.{key}: {getattr(value, 'value', value)} is not compiled yet; leave it out"
+                f"schedule.{key}: {getattr(value, 'value', value)} is not compiled yet; "
+                "leave it out"
             )
 
 
@@ -107,7 +108,8 @@ def _warpgroups(spec: AttentionSpec) -> int:
     rows = knobs.tile.m if knobs.tile else None
     if knobs.warpgroups and rows and rows != HOPPER.wgmma_rows * knobs.warpgroups:
         raise ScheduleError(
-            f"schedule.tile.m: must be 64 x warpgroups (got m {rows}, warpgroups {knobs.warpgroups})"
+            "schedule.tile.m: must be 64 x warpgroups "
+            f"(got m {rows}, warpgroups {knobs.warpgroups})"
         )
     return knobs.warpgroups or (rows // HOPPER.wgmma_rows if rows else 2)
 

@@ -61,12 +61,14 @@ class _CanonicalPrinter(StrPrinter):  # type: ignore[misc]
         return f"{expr.func.__name__}[{self.stringify(expr.args, ', ')}]"
 
     def _print_FloorDiv(self, expr: Any) -> str:  # noqa: N802
-        return "({} // {})".format(
-            *(self.parenthesize(arg, PRECEDENCE["Pow"]) for arg in expr.args)
-        )
+        return self._binary("//", expr)
 
     def _print_FloorMod(self, expr: Any) -> str:  # noqa: N802
-        return "({} % {})".format(*(self.parenthesize(arg, PRECEDENCE["Pow"]) for arg in expr.args))
+        return self._binary("%", expr)
+
+    def _binary(self, operator: str, expr: Any) -> str:
+        left, right = (self.parenthesize(arg, PRECEDENCE["Pow"]) for arg in expr.args)
+        return f"({left} {operator} {right})"
 
     def _print_Function(self, expr: Any) -> str:  # noqa: N802
         return f"{expr.func.__name__.lower()}({self.stringify(expr.args, ', ')})"

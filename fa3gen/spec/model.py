@@ -47,7 +47,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         try:
             check_string_keys(data)
             super().__init__(**data)
@@ -159,7 +159,11 @@ def _check_dimension(value: object) -> object:
     return value
 
 
-_Dimension = Annotated[str | int, BeforeValidator(_check_dimension)]
+_Dimension = Annotated[
+    str | int,
+    BeforeValidator(_check_dimension),
+    WithJsonSchema({"anyOf": [{"enum": list(_DIMENSIONS)}, {"type": "integer", "minimum": 1}]}),
+]
 
 
 class InputSpec(_Record):
@@ -285,7 +289,7 @@ class AttentionSpec(_Record):
     schedule: Annotated[ScheduleKnobs, BeforeValidator(_nothing_is_empty)] = ScheduleKnobs()
     """choices taken from the scheduler"""
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         super().__init__(**data)
 
     @field_validator("name")
@@ -369,6 +373,13 @@ class AttentionSpec(_Record):
     def digest(self) -> str:
         """sha256 of the canonical form, in hex."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> AttentionSpec:
+        """The spec with other values, checked like a new one; a derived name is derived anew."""
+        given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+        return AttentionSpec(**{**given, **(update or {})})
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class FloorMod(sympy.Function):  # type: ignore[misc]
     @classmethod
     def eval(cls, dividend: Any, divisor: Any) -> Any:
         """Fold constants; None leaves the remainder as it is."""
-        if dividend.is_Rational and divisor.is_Rational and divisor != 0:
+        if dividend.is_Number and divisor.is_Number and divisor != 0:
             return dividend - divisor * sympy.floor(dividend / divisor)
         return None
 

@@ -36,7 +36,7 @@ META = {
     "clocks": {"sm_mhz": {"min": 1200, "median": 1600, "max": 1980}},
     "command": "python -m fa3gen.bench.run --mask causal",
     "date": "2026-01-02",
-    "skipped": {"fa4": "not installed"},
+    "skipped": {"fa4": "not installed", "fa2": "no mask", "cudnn, S=512": "no mask"},
 }
 
 
@@ -68,6 +68,7 @@ def test_page_has_cells_means_and_facts() -> None:
     assert "SM clock 1200 / 1600 / 1980 MHz" in page
     assert "`python -m fa3gen.bench.run --mask causal`" in page
     assert "Skipped: fa4: not installed" in page
+    assert "Skipped: fa2; cudnn, S=512: no mask" in page
     assert "### forward plain bf16" in page
     table = [
         [cell.strip() for cell in line.strip("|").split("|")]

@@ -54,6 +54,16 @@ def test_out(attention: Attention) -> None:
     assert lse.shape == (2, 4, 5)
 
 
+def test_out_counts_as_written(attention: Attention) -> None:
+    q, k, v = inputs()
+    out = torch.empty(2, 5, 4, 32, dtype=q.dtype)
+    version = out._version
+    attention(q, k, v, out=out)
+    assert out._version > version
+    with torch.inference_mode():
+        attention(q, k, v, out=torch.empty_like(out))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_as_one_graph(attention: Attention, backend: str) -> None:
     q, k, v = inputs()

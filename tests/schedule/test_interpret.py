@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fa3gen.errors import VerificationError
 from fa3gen.runtime.reference import IndexMask, check_error, reference_mask
-from fa3gen.schedule import make_schedule
+from fa3gen.schedule import make_schedule, verify
 from fa3gen.schedule.interpret import Execution, Interpreter, evaluate, interpret
 from fa3gen.schedule.program import (
     Calc,
@@ -225,17 +225,16 @@ def test_nan_behind_the_end_stays_out(mask: str) -> None:
 
 
 def test_p_is_rounded_and_its_sum_is_not() -> None:
-    """Two keys with weights 1 and w = 2^-1.3, values 0 and 1: out = bf16(bf16(w) / (1 + w))."""
-    exponent = -1.3 / math.log2(math.e)
+    """Two keys of weights 1 and w; with values -bf16(w) and 1 a rounded P gives exactly 0."""
+    weight = torch.tensor(2.0**-1.3)
+    rounded = weight.bfloat16()
+    assert abs(float(rounded - weight)) > 1e-4
     q = torch.zeros(1, 1, 1, 128, dtype=torch.bfloat16)
     k, v = (torch.zeros(1, 2, 1, 128, dtype=torch.bfloat16) for _ in range(2))
-    q[..., 0], k[0, 1, 0, 0], v[0, 1] = 1, -1, 1
-    out, lse = Interpreter(schedule_of(mask="full"))(q, k, v, -exponent)
-    weight = torch.tensor(2.0**-1.3)
-    rounded = weight.bfloat16().float()
-    assert float(rounded) != pytest.approx(float(weight), abs=1e-4)
+    q[..., 0], k[0, 1, 0, 0], v[0, 0], v[0, 1] = 1, -1, -rounded, 1
+    out, lse = Interpreter(schedule_of(mask="full"))(q, k, v, 1.3 * math.log(2))
+    assert bool((out == 0).all())
     assert float(lse) == pytest.approx(math.log1p(2.0**-1.3), abs=1e-6)
-    assert torch.equal(out, (rounded / (1 + weight)).bfloat16().expand_as(out))
 
 
 # --- interleavings --------------------------------------------------------------------------------
@@ -284,33 +283,55 @@ def nth_wait(index: int) -> Callable[[Instruction], bool]:
     return lambda node: isinstance(node, Wait) and next(count) == index
 
 
-def waits(program: Program) -> int:
+def count_waits(program: Program) -> int:
     """How many Waits a Program holds."""
     found: list[Instruction] = []
     without(program, lambda node: bool(found.append(node)))
     return sum(isinstance(node, Wait) for node in found)
 
 
+def shows(program: Program, schedule: Schedule) -> bool:
+    """Whether some interleaving gives NaN or an error; one CTA runs several work tiles."""
+    for lengths, seed in itertools.product([(300, 420), (300, 128)], [None, *range(12)]):
+        try:
+            inputs = draw(lengths, (3, 3))
+            out, _ = interpret(program, schedule.bounds, inputs, SCALE, Execution(20, seed))
+        except VerificationError:
+            return True
+        if bool(out.isnan().any()):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("overlap", [1, 2])
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_every_missing_wait_shows(mask: str, overlap: int) -> None:
-    """The result holds NaN, or the machine finds a barrier out of balance."""
+    """All but one: with overlap 2 the loop's wait for an empty V guards only the operand of a
+    product in flight, read at its issue here. That hazard is the monitor's to see."""
     schedule = schedule_of(mask=mask, schedule={"overlap": overlap, "tile": {"n": 64}})
-    interpreter = Interpreter(schedule)
-    inputs = draw((300, 420), (3, 3))
-    assert bool(interpreter(*inputs, SCALE)[0].isfinite().all())
-    total = waits(interpreter.program)
+    program = Interpreter(schedule).program
+    assert not shows(program, schedule)
+    total = count_waits(program)
     assert total >= 8
-    with_nan = 0
+    hidden = []
     for index in range(total):
-        mutant = without(interpreter.program, nth_wait(index))
-        try:
-            out, _ = interpret(mutant, schedule.bounds, inputs, SCALE)
-        except VerificationError:
-            continue
-        assert bool(out.isnan().any()), f"nothing shows that Wait {index} is missing"
-        with_nan += 1
-    assert with_nan, "no missing Wait shows by its values"
+        mutant = without(program, nth_wait(index))
+        if not shows(mutant, schedule):
+            hidden.append(index)
+            with pytest.raises(VerificationError, match="overwrites"):
+                verify(mutant)
+    assert len(hidden) <= overlap - 1, f"nothing shows that Waits {hidden} are missing"
+
+
+def test_a_load_that_has_not_landed_is_nan() -> None:
+    """Loads land as late as they can unless a seed says otherwise, so this needs no luck."""
+    schedule = schedule_of(mask="full")
+    program = without(
+        Interpreter(schedule).program,
+        lambda node: isinstance(node, Wait) and node.barrier in ("Q_full", "K_full", "V_full"),
+    )
+    out, _ = interpret(program, schedule.bounds, draw((64, 64)), SCALE, Execution(1))
+    assert bool(out.isnan().all())
 
 
 @pytest.mark.parametrize("kind", [CalcKind.CLEAR, CalcKind.CONVERT])
