@@ -6,8 +6,8 @@ import itertools
 
 from fa3gen.errors import VerificationError
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.machine import overlap
 from fa3gen.schedule.program import Program
+from fa3gen.schedule.state import overlap
 
 __all__ = ["check_budgets"]
 

@@ -33,17 +33,9 @@ from dataclasses import dataclass, field
 
 from fa3gen.errors import VerificationError
 from fa3gen.schedule.flatten import Step
-from fa3gen.schedule.machine import (
-    Agent,
-    Machine,
-    MachineBarrier,
-    Proxy,
-    Spans,
-    Touch,
-    describe,
-    overlap,
-)
+from fa3gen.schedule.machine import Machine
 from fa3gen.schedule.program import Calc, Executor, Gemm, StageOut, instructions
+from fa3gen.schedule.state import Agent, MachineBarrier, Proxy, Spans, Touch, describe, overlap
 
 __all__ = ["HappensBefore"]
 

@@ -10,12 +10,9 @@ With a ``Monitor`` the same run also checks happens-before: see ``fa3gen.schedul
 
 from __future__ import annotations
 
-import enum
 import itertools
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from fa3gen.errors import VerificationError
 from fa3gen.schedule.arch import HOPPER
@@ -23,7 +20,6 @@ from fa3gen.schedule.flatten import Step, flatten
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
-    CalcKind,
     Executor,
     Expect,
     FenceBarrierInit,
@@ -34,7 +30,6 @@ from fa3gen.schedule.program import (
     NamedSync,
     Program,
     ProxyFence,
-    Role,
     SetRegisters,
     StageOut,
     StoreRows,
@@ -48,182 +43,29 @@ from fa3gen.schedule.program import (
     WgmmaWait,
 )
 from fa3gen.schedule.ranges import TileRange
+from fa3gen.schedule.shared import SharedMemory
+from fa3gen.schedule.state import (
+    Agent,
+    Domain,
+    Flight,
+    MachineBarrier,
+    Monitor,
+    Operand,
+    Place,
+    Product,
+    Proxy,
+    Store,
+    Touch,
+    describe,
+)
 
-__all__ = [
-    "Agent",
-    "Domain",
-    "Machine",
-    "MachineBarrier",
-    "Monitor",
-    "Place",
-    "Proxy",
-    "Spans",
-    "Touch",
-    "describe",
-    "overlap",
-]
-
-Spans = tuple[tuple[int, int], ...]  # byte intervals [start, end)
-
+__all__ = ["Agent", "Domain", "Machine", "MachineBarrier", "Place"]
 
 _ARRIVALS = {
     Executor.ELECTED: 1,
     Executor.EACH_WARP: HOPPER.warpgroup // 32,
     Executor.ALL: HOPPER.warpgroup,
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the CTA's work an operation stands; what a Domain needs to make its value."""
-
-    instance: int
-    work: int
-    tile: int
-    range: TileRange
-
-
-class Domain(Protocol):
-    """The values a Program computes with."""
-
-    def poison(self) -> Any:
-        """A value that nothing may use."""
-
-    def load(self, buffer: str, place: Place) -> Any:
-        """The tile that TMA loads into a buffer."""
-
-    def slab(self, value: Any, instance: int) -> Any:
-        """The rows of one consumer in a tile of all query rows."""
-
-    def gemm(self, gemm: Gemm, operands: tuple[Any, Any], accumulator: Any, place: Place) -> Any:
-        """The accumulator after a product."""
-
-    def calc(self, kind: CalcKind, registers: dict[str, Any], place: Place) -> dict[str, Any]:
-        """The register tiles that a computation writes."""
-
-    def stage(self, value: Any, place: Place) -> Any:
-        """A register tile as it is written to shared memory."""
-
-    def store(self, tile: str, value: Any, place: Place) -> None:
-        """A tile that leaves for global memory."""
-
-
-class Proxy(enum.Enum):
-    """How an access reaches shared memory: by the thread itself, or by TMA and wgmma."""
-
-    GENERIC = "generic proxy"
-    ASYNC = "async proxy"
-
-
-@dataclass(frozen=True)
-class Touch:
-    """One access to shared memory."""
-
-    spans: Spans
-    write: bool
-    proxy: Proxy
-    by: Executor
-
-
-class Monitor(Protocol):
-    """Observer of a run; raises VerificationError on a hazard."""
-
-    def begin(self, agent: Agent, step: Step) -> None:
-        """Before a step executes."""
-
-    def access(self, agent: Agent, touch: Touch, owner: object) -> None:
-        """A shared-memory access begins; ``owner`` ties it to what will end it."""
-
-    def retire(self, agent: Agent, owner: object, by: Executor) -> None:
-        """The accesses of an owner are complete for the executing threads."""
-
-    def proxy_fence(self, agent: Agent) -> None:
-        """fence.proxy.async by every thread."""
-
-    def converge(self, agent: Agent) -> None:
-        """Every thread of the warpgroup has come here."""
-
-    def arrive(self, agent: Agent, barrier: MachineBarrier, by: Executor) -> None:
-        """An arrival on a barrier in its current phase."""
-
-    def transact(self, agent: Agent, barrier: MachineBarrier) -> None:
-        """A load whose bytes will land on a barrier's current phase is issued."""
-
-    def land(self, barrier: MachineBarrier, owner: object) -> None:
-        """A TMA load has landed on a barrier's current phase."""
-
-    def complete(self, barrier: MachineBarrier) -> None:
-        """A barrier's current phase completes."""
-
-    def observe(self, agent: Agent, barrier: MachineBarrier, phase: int) -> None:
-        """A wait returns, having seen a phase complete."""
-
-
-@dataclass
-class MachineBarrier:
-    """An mbarrier stage, or a named barrier: counts of its current phase."""
-
-    name: str
-    index: int  # component of the vector clock
-    needed: int  # arrivals (threads, for a named barrier) that complete a phase
-    phase: int = 0  # phases completed so far = index of the current one
-    arrived: int = 0
-    pending_bytes: int = 0
-    arrivers: list[int] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{self.name} phase {self.phase}"
-
-
-@dataclass
-class _Product:
-    """A wgmma from issue to retirement."""
-
-    gemm: Gemm
-    place: Place
-    operands: tuple[tuple[str, Any], ...]  # shared-memory key or register name, value at issue
-    result: Any
-
-
-@dataclass
-class _Flight:
-    """A TMA load in flight."""
-
-    key: tuple[str, int]
-    spans: Spans
-    value: Any
-    bytes: int
-    barrier: MachineBarrier
-    phase: int  # of the barrier
-
-
-@dataclass
-class Agent:
-    """One warpgroup: an instance of a role, with its position and private state."""
-
-    index: int
-    role: Role
-    instance: int
-    steps: list[Step]
-    pc: int = 0
-    limit: int = 0  # registers a thread it owns
-    registers: dict[str, Any] = field(default_factory=dict)
-    opened: list[_Product] = field(default_factory=list)  # issued, not committed
-    groups: deque[list[_Product]] = field(default_factory=deque)
-    touched: set[str] = field(default_factory=set)  # register tiles not fenced for wgmma
-    stores_open: list[object] = field(default_factory=list)
-    stores: deque[list[object]] = field(default_factory=deque)
-    waiting: int | None = None  # named-barrier generation it has arrived at and waits for
-
-    @property
-    def name(self) -> str:
-        """The role's name, numbered if it has several instances."""
-        return f"{self.role.name} {self.instance}" if self.role.instances > 1 else self.role.name
-
-    @property
-    def done(self) -> bool:
-        """Whether every step has been executed."""
-        return self.pc >= len(self.steps)
 
 
 class Machine:
@@ -258,8 +100,8 @@ class Machine:
             agent.index = index
         self.mbarriers: dict[tuple[str, int], MachineBarrier] = {}
         self.named: dict[int, MachineBarrier] = {}
-        self.flights: deque[_Flight] = deque()
-        self.shared: dict[tuple[str, int, int], tuple[Spans, Any]] = {}
+        self.flights: list[Flight] = []  # oldest first
+        self.shared = SharedMemory(program)
         self.ready: set[str] = set()  # barrier set-up done so far
         self._setup()
 
@@ -275,8 +117,8 @@ class Machine:
             if all(agent.done for agent in self.agents) and not self.flights:
                 break
             if not progress and not self.land():
-                raise VerificationError(self._deadlock())
-        self._check_exit()
+                raise VerificationError(self.deadlock())
+        self.check_exit()
 
     def step(self, agent: Agent) -> bool:
         """Execute an agent's next step; False if it must wait."""
@@ -295,12 +137,12 @@ class Machine:
         """Complete a TMA load in flight, the oldest by default; False if there is none."""
         if not self.flights:
             return False
-        flight = self.flights[which]
-        del self.flights[which]
+        flight = self.flights.pop(which)
+        name, stage = flight.key
         barrier = flight.barrier
         if barrier.phase != flight.phase:
             raise VerificationError(f"phase error: a load for phase {flight.phase} lands {barrier}")
-        self._put((*flight.key, -1), flight.spans, flight.value)
+        self.shared.put(name, stage, None, flight.value)
         if self.monitor is not None:
             self.monitor.land(barrier, flight)
         barrier.pending_bytes -= flight.bytes
@@ -478,70 +320,62 @@ class Machine:
 
     # --- shared memory ----------------------------------------------------------------------------
 
-    def _spans(self, name: str, stage: int, instance: int | None) -> Spans:
-        """Bytes of a stage: all of it, or the rows of one consumer."""
-        buffer = self.program.buffer(name)
-        if instance is None:
-            return buffer.intervals(stage, 0, buffer.rows)
-        return buffer.intervals(stage, instance * HOPPER.wgmma_rows, HOPPER.wgmma_rows)
-
-    def _poison(self, spans: Spans) -> None:
-        """Forget every value that overlaps some bytes."""
-        for key in [key for key, (held, _) in self.shared.items() if overlap(held, spans)]:
-            del self.shared[key]
-
-    def _put(self, key: tuple[str, int, int], spans: Spans, value: Any) -> None:
-        """Write a value; whatever it overlaps becomes poison."""
-        self._poison(spans)
-        self.shared[key] = (spans, value)
-
-    def _get(self, name: str, stage: int, instance: int | None) -> Any:
-        """A tile, or one consumer's rows of it."""
-        key = (name, stage, -1 if instance is None else instance)
-        if key in self.shared:
-            return self.shared[key][1]
-        if instance is not None and (name, stage, -1) in self.shared:
-            return self.domain.slab(self.shared[name, stage, -1][1], instance)
-        return self.domain.poison()
-
     def _access(self, agent: Agent, touch: Touch, owner: object = None) -> None:
         if self.monitor is not None:
             self.monitor.access(agent, touch, owner)
 
+    def _value(self, operand: Operand) -> Any:
+        """The value of an operand in shared memory."""
+        if operand.value is None:
+            return self.domain.poison()
+        if operand.sliced and operand.instance is not None:
+            return self.domain.slab(operand.value, operand.instance)
+        return operand.value
+
+    def _check_kept(self, agent: Agent, operand: Operand) -> None:
+        """What an asynchronous operation has read is what it was issued for."""
+        if operand.stage is None:
+            value = agent.registers.get(operand.name)
+        else:
+            value = self.shared.operand(operand.name, operand.stage, operand.instance).value
+        if value is not operand.value:
+            raise VerificationError(f"{operand.name} changed while it was being read")
+
     def _load(self, agent: Agent, step: Step, load: Load) -> None:
-        spans = self._spans(load.buffer, step.stage, None)
+        spans = self.shared.spans(load.buffer, step.stage, None)
         barrier = self._at_phase(load.barrier, step)
         value = self.domain.load(load.buffer, self._place(agent, step))
         size = self.program.buffer(load.buffer).stage_bytes
-        flight = _Flight((load.buffer, step.stage), spans, value, size, barrier, step.phase)
+        flight = Flight((load.buffer, step.stage), value, size, barrier, step.phase)
         self._access(agent, Touch(spans, True, Proxy.ASYNC, Executor.ELECTED), flight)
         if self.monitor is not None:
             self.monitor.transact(agent, barrier)
-        self._poison(spans)  # until it lands
+        self.shared.poison(spans)  # until it lands
         self.flights.append(flight)
 
     def _stage_out(self, agent: Agent, step: Step, stage_out: StageOut) -> None:
-        spans = self._spans(stage_out.buffer, 0, agent.instance)
+        spans = self.shared.spans(stage_out.buffer, 0, agent.instance)
         value = self._read_register(agent, stage_out.source)
         self._access(agent, Touch(spans, True, Proxy.GENERIC, Executor.ALL))
         staged = self.domain.stage(value, self._place(agent, step))
-        self._put((stage_out.buffer, 0, agent.instance), spans, staged)
+        self.shared.put(stage_out.buffer, 0, agent.instance, staged)
 
     def _tma_store(self, agent: Agent, step: Step, store: TmaStore) -> None:
-        owner = object()
-        spans = self._spans(store.buffer, 0, agent.instance)
-        self._access(agent, Touch(spans, False, Proxy.ASYNC, Executor.ELECTED), owner)
-        agent.stores_open.append(owner)
-        value = self._get(store.buffer, 0, agent.instance)
+        spans = self.shared.spans(store.buffer, 0, agent.instance)
+        issued = Store(self.shared.operand(store.buffer, 0, agent.instance))
+        self._access(agent, Touch(spans, False, Proxy.ASYNC, Executor.ELECTED), issued)
+        agent.stores_open.append(issued)
+        value = self._value(issued.operand)
         self.domain.store(store.buffer, value, self._place(agent, step))
 
     def _tma_store_wait(self, agent: Agent, wait: TmaStoreWait) -> None:
         if wait.pending < 0:
             raise VerificationError(f"waits for {wait.pending} TMA store groups")
         while len(agent.stores) > wait.pending:
-            for owner in agent.stores.popleft():
+            for store in agent.stores.popleft():
+                self._check_kept(agent, store.operand)
                 if self.monitor is not None:
-                    self.monitor.retire(agent, owner, Executor.ELECTED)
+                    self.monitor.retire(agent, store, Executor.ELECTED)
 
     # --- products and registers -------------------------------------------------------------------
 
@@ -551,33 +385,32 @@ class Machine:
         if unfenced:
             raise VerificationError(f"no wgmma.fence since {', '.join(unfenced)} was touched")
         self._check_idle(agent, gemm.accumulator, "accumulates into", same=gemm)
-        place = self._place(agent, step)
-        product = _Product(gemm, place, (), None)
-        operands: list[tuple[str, Any]] = []
+        product = Product(gemm)
         if gemm.a_cursor is None:
             self._check_idle(agent, gemm.a, "reads", writes=False)
-            operands.append((gemm.a, self._read_register(agent, gemm.a, touch=False)))
+            a = Operand(gemm.a, None, None, agent.registers.get(gemm.a))
         else:
-            operands.append(self._operand(agent, gemm.a, step.stage_a, agent.instance, product))
-        operands.append(self._operand(agent, gemm.b, step.stage, None, product))
+            a = self._operand(agent, gemm.a, step.stage_a, agent.instance, product)
+        b = self._operand(agent, gemm.b, step.stage, None, product)
+        values = (self._value(a), self._value(b))
         accumulator = agent.registers.get(gemm.accumulator, self.domain.poison())
-        values = (operands[0][1], operands[1][1])
-        product.operands = tuple(operands)
-        product.result = self.domain.gemm(gemm, values, accumulator, place)
+        product.operands = (a, b)
+        product.result = self.domain.gemm(gemm, values, accumulator, self._place(agent, step))
         agent.registers[gemm.accumulator] = self.domain.poison()
         agent.opened.append(product)
 
     def _operand(
-        self, agent: Agent, name: str, stage: int, instance: int | None, product: _Product
-    ) -> tuple[str, Any]:
-        spans = self._spans(name, stage, instance)
+        self, agent: Agent, name: str, stage: int, instance: int | None, product: Product
+    ) -> Operand:
+        """A shared operand of a product that is being issued."""
+        spans = self.shared.spans(name, stage, instance)
         self._access(agent, Touch(spans, False, Proxy.ASYNC, Executor.ALL), product)
-        return f"{name}[{stage}]", self._get(name, stage, instance)
+        return self.shared.operand(name, stage, instance)
 
     def _wgmma_wait(self, agent: Agent, wait: WgmmaWait) -> None:
         if wait.pending < 0:
             raise VerificationError(f"waits for {wait.pending} wgmma groups")
-        retired: list[_Product] = []
+        retired: list[Product] = []
         while len(agent.groups) > wait.pending:
             retired += agent.groups.popleft()
         names = tuple(product.gemm.accumulator for product in retired)
@@ -586,11 +419,13 @@ class Machine:
                 f"retires {', '.join(names) or 'nothing'}, meant for {', '.join(wait.retires)}"
             )
         for product in retired:
+            for operand in product.operands:
+                self._check_kept(agent, operand)
             agent.registers[product.gemm.accumulator] = product.result
             if self.monitor is not None:
                 self.monitor.retire(agent, product, Executor.ALL)
 
-    def _in_flight(self, agent: Agent) -> list[_Product]:
+    def _in_flight(self, agent: Agent) -> list[Product]:
         return [*(product for group in agent.groups for product in group), *agent.opened]
 
     def _check_idle(
@@ -609,10 +444,9 @@ class Machine:
             if writes and gemm.a_cursor is None and gemm.a == name:
                 raise VerificationError(f"{action} {name} while a product in flight reads it")
 
-    def _read_register(self, agent: Agent, name: str, touch: bool = True) -> Any:
-        if touch:
-            self._check_idle(agent, name, "reads", writes=False)
-            agent.touched.add(name)
+    def _read_register(self, agent: Agent, name: str) -> Any:
+        self._check_idle(agent, name, "reads", writes=False)
+        agent.touched.add(name)
         return agent.registers.get(name, self.domain.poison())
 
     def _calc(self, agent: Agent, step: Step, calc: Calc) -> None:
@@ -650,7 +484,7 @@ class Machine:
 
     # --- the end ----------------------------------------------------------------------------------
 
-    def _check_exit(self) -> None:
+    def check_exit(self) -> None:
         """Nothing in flight, every barrier as it was before the first work tile."""
         for agent in self.agents:
             if self._in_flight(agent):
@@ -686,28 +520,11 @@ class Machine:
     def _named_id(self, step: Step, instruction: NamedSync | NamedArrive) -> int:
         return self.program.named_barrier(instruction.barrier).first_id + step.slot
 
-    def _deadlock(self) -> str:
+    def deadlock(self) -> str:
+        """Where each role stands that has not come to its end."""
         waits = [
             f"{agent.name} at {describe(agent.steps[agent.pc])}"
             for agent in self.agents
             if not agent.done
         ]
         return "deadlock: " + "; ".join(waits)
-
-
-def describe(step: Step) -> str:
-    """A step in words."""
-    name = type(step.instruction).__name__
-    about = [
-        str(getattr(step.instruction, field_name))
-        for field_name in ("barrier", "buffer", "accumulator", "cursor")
-        if hasattr(step.instruction, field_name)
-    ]
-    kind = getattr(step.instruction, "kind", None)
-    words = [name, kind.name if kind is not None else "", " ".join(dict.fromkeys(about))]
-    return " ".join(word for word in words if word) + f" (work {step.work}, tile {step.tile})"
-
-
-def overlap(first: Spans, second: Spans) -> bool:
-    """Whether two sets of byte intervals meet."""
-    return any(a < d and c < b for a, b in first for c, d in second)

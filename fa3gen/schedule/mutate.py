@@ -271,7 +271,7 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
     """Which later instructions only this wait makes safe.
 
     * a wait on a full barrier: the products that read the stage;
-    * a wait on an empty barrier: the announcement of the next bytes, for it starts the next phase;
+    * a wait on an empty barrier: the load into the stage;
     * a wgmma wait: computations with the accumulator, and the release of the stage that was read,
       unless a later release covers that too (``_released_later``);
     * a named barrier that others arrive at: passing the turn on (the order of products that it
@@ -282,7 +282,7 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
     match site.instruction:
         case Wait(cursor=cursor, empty=empty):
             if empty:
-                return lambda i: isinstance(i, Expect) and i.cursor == cursor
+                return lambda i: isinstance(i, Load) and i.cursor == cursor
             return lambda i: isinstance(i, Gemm) and cursor in (i.a_cursor, i.b_cursor)
         case WgmmaWait(retires=retires):
             rings = {
@@ -311,7 +311,7 @@ def _covered(program: Program, site: Site) -> Predicate | None:
     * an arrival on an empty barrier: the retirement of the products that read the stage, or of the
       store of what lies over it; where a later release covers these too, the wait for the stage,
       for an arrival must know that the phase before is over;
-    * the announcement of bytes: the wait for the stage, which it tells of;
+    * the announcement of bytes: the wait for the stage, for it starts the stage's next phase;
     * passing the turn on: taking it;
     * a commit: what it groups;
     * wgmma.fence: computations with operands of the products from here to the next fence;

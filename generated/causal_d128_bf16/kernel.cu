@@ -12,6 +12,7 @@
 //   grid        CTA i takes work tiles i, i + grid, ...
 //   shared      196688 bytes
 //   registers   producer 24, consumers 240
+#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED  // wgmma of every width that is a multiple of 8
 #include <cuda.h>
 
 #include <cute/tensor.hpp>

@@ -32,7 +32,8 @@ def _op(mask: str, folder: str | None) -> Any:
     if folder is None:
         import fa3gen
 
-        return fa3gen.compile({"name": f"check_{mask}", "head_dim": 128, "mask": mask})
+        spec = {"name": f"check_{mask}", "head_dim": 128, "dtype": "bf16", "mask": mask}
+        return fa3gen.compile(spec)
     from fa3gen.runtime.attention import load
 
     return load(Path(folder))

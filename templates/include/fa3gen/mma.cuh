@@ -28,6 +28,8 @@ template <class Fragment>
 __device__ __forceinline__ auto row_column_view(Fragment&& accumulator) {
   using namespace cute;
   constexpr int kGroups = decltype(size<0, 2>(accumulator.layout()))::value;
+  static_assert(decltype(size(accumulator.layout()))::value == 4 * kGroups,
+                "one warpgroup MMA spans the whole tile");
   return make_tensor(accumulator.data(),
                      Layout<Shape<_2, Shape<_2, Int<kGroups>>>, Stride<_2, Stride<_1, _4>>>{});
 }

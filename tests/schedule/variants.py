@@ -1,0 +1,46 @@
+"""Programs that the schedule tests share: every shipped spec, and variants of the knobs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from fa3gen.paths import SPECS
+from fa3gen.schedule import make_schedule
+from fa3gen.schedule.lower import lower
+from fa3gen.schedule.program import Program
+from fa3gen.schedule.schedule import Schedule
+from fa3gen.spec import AttentionSpec
+from fa3gen.spec.load import load_spec
+
+SHIPPED = tuple(sorted(path.stem for path in SPECS.glob("*.yaml")))
+
+_KNOBS: dict[str, dict[str, Any]] = {
+    "overlap 1": {"mask": "causal", "schedule": {"overlap": 1}},
+    "overlap 1, O over Q": {"mask": "full", "schedule": {"overlap": 1}},
+    "one warpgroup": {"mask": "causal", "schedule": {"warpgroups": 1}},
+    "three warpgroups": {"mask": "causal", "schedule": {"warpgroups": 3}},
+    "three warpgroups, wide": {"head_dim": 64, "schedule": {"warpgroups": 3}},
+    "window": {"mask": "window(100, 0)"},
+    "two-sided window": {"mask": "window(100, 20)", "head_dim": 64},
+    "no ping-pong": {"mask": "causal", "schedule": {"pingpong": False}},
+    "one stage": {"schedule": {"pipeline_depth": 1}},
+    "three stages": {"mask": "causal", "head_dim": 64, "schedule": {"pipeline_depth": 3}},
+    "chunk": {"mask": "chunk(64)"},
+    "fp16, head dims apart": {"head_dim": {"qk": 192, "v": 128}, "dtype": "fp16"},
+}
+VARIANTS = tuple(_KNOBS)
+
+
+@functools.cache
+def schedule(name: str) -> Schedule:
+    """The Schedule of a shipped spec or a variant."""
+    if name in SHIPPED:
+        return make_schedule(load_spec(SPECS / f"{name}.yaml"))
+    return make_schedule(AttentionSpec(**{"head_dim": 128, **_KNOBS[name]}))
+
+
+@functools.cache
+def program(name: str) -> Program:
+    """The Program of a shipped spec or a variant."""
+    return lower(schedule(name))
