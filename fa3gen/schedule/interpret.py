@@ -168,10 +168,9 @@ class _Call:
         zero outside the tensor, whatever its memory holds there."""
         buffer = self.program.buffer(name)
         tile = torch.zeros(buffer.rows, buffer.cols, dtype=torch.float32, device="cpu")
-        if first >= 0:
-            head = work.head if name == "Q" else work.head // self.group
-            rows = self.global_tensors[name][work.batch, first : first + buffer.rows, head]
-            tile[: rows.shape[0], : rows.shape[1]] = rows
+        head = work.head if name == "Q" else work.head // self.group
+        rows = self.global_tensors[name][work.batch, first : first + buffer.rows, head]
+        tile[: rows.shape[0], : rows.shape[1]] = rows
         return tile
 
     def store(self, name: str, value: Tensor, work: _WorkTile, first: int) -> None:
@@ -295,11 +294,9 @@ class _Tensors:
         return torch.exp2((x - subtrahend) * self.call.scale_log2)
 
     def _normalize(self, o: Tensor, row_sum: Tensor, row_max: Tensor) -> dict[str, Tensor]:
-        """O / row_sum and LSE; 0 and -inf where no key was kept."""
-        empty = row_sum == 0
-        inverse = row_sum.reciprocal().masked_fill(empty, 0.0)
-        lse = (row_max * self.call.scale + row_sum.log()).masked_fill(empty, -math.inf)
-        return {"O": o * inverse, "lse": lse}
+        """O / row_sum and LSE; 0 and -inf (of both its terms) where no key was kept."""
+        inverse = row_sum.reciprocal().masked_fill(row_sum == 0, 0.0)
+        return {"O": o * inverse, "lse": row_max * self.call.scale + row_sum.log()}
 
 
 # --- masks ----------------------------------------------------------------------------------------

@@ -63,9 +63,9 @@ def verify_run(program: Program, work: tuple[TileRange, ...]) -> int:
     """Verify one choice of KV tile ranges for the CTA's work tiles; the number of steps run."""
     tokens = Tokens()
     monitor = HappensBefore(sum(role.instances for role in program.roles))
-    machine = Machine(program, work, tokens, monitor)
-    monitor.attach(machine)
     try:
+        machine = Machine(program, work, tokens, monitor)
+        monitor.attach(machine)
         machine.run()
         tokens.check(work, program.role("consumer").instances)
     except VerificationError as error:
