@@ -196,25 +196,23 @@ def _named_changes(
 def harmless(program: Program, swap: Swap) -> str | None:
     """Why an exchange of neighbours keeps a Program right, if one of these reasons holds.
 
-    Only an exchange that ``verify`` passes needs one. An instruction is *private* if it touches
-    nothing but its warpgroup's registers, products and cursors.
+    An instruction is *private* if it touches nothing but its warpgroup's registers, products and
+    cursors. None but the last two reasons let two instructions pass that share a private resource.
     """
     first = tuple(instructions((swap.first,)))
     second = tuple(instructions((swap.second,)))
-    if all(isinstance(i, (Wait, WgmmaWait, TmaStoreWait)) for i in second):
-        return "acquires earlier"
-    if all(isinstance(i, (Arrive, NamedArrive, Expect)) for i in first):
-        return "releases later"
+    if not any(_conflict(program, i, other) for i in first for other in second):
+        if all(isinstance(i, (Wait, WgmmaWait, TmaStoreWait)) for i in second):
+            return "acquires earlier"
+        if all(isinstance(i, (Arrive, NamedArrive, Expect)) for i in first):
+            return "releases later"
+        if any(all(isinstance(i, _PRIVATE) for i in side) for side in (first, second)):
+            return "passes private work that shares nothing with it"
+        turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
+        if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
+            return "takes the turn before waiting for a stage: the order of products is for speed"
     if all(isinstance(i, InitBarrier) for i in (*first, *second)):
         return "initialises barriers in another order"
-    for private, others in ((first, second), (second, first)):
-        if all(isinstance(i, _PRIVATE) for i in private) and not any(
-            _conflict(program, i, other) for i in private for other in others
-        ):
-            return "passes private work that shares nothing with it"
-    turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
-    if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
-        return "takes the turn before waiting for a stage: the order of products is for speed"
     if isinstance(swap.first, WgmmaWait) and isinstance(swap.second, Arrive):
         site = next(site for site in sites(program) if site.path == swap.path)
         if _released_later(program, site, swap.second.cursor):
@@ -233,10 +231,14 @@ def _conflict(program: Program, first: Instruction, second: Instruction) -> bool
 
 
 def _resources(program: Program, instruction: Instruction) -> tuple[set[str], set[str]]:
-    """Register tiles, cursors and the queue of products: what is read, and what is changed."""
+    """Register tiles, cursors and queues of groups: what is read, and what is changed."""
     match instruction:
         case Calc(reads=reads, writes=writes):
-            return set(reads), set(writes)
+            return {"grant", *reads}, set(writes)
+        case SetRegisters():
+            return set(), {"grant"}
+        case TmaStore() | TmaStoreCommit() | TmaStoreWait():
+            return set(), {"stores"}
         case StageOut(source=source) | StoreRows(source=source):
             return {source}, set()
         case WgmmaFence(registers=registers):

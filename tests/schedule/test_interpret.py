@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fa3gen.errors import VerificationError
 from fa3gen.runtime.reference import IndexMask, check_error, reference_mask
-from fa3gen.schedule import make_schedule, verify
+from fa3gen.schedule import make_schedule
 from fa3gen.schedule.interpret import Execution, Interpreter, evaluate, interpret
 from fa3gen.schedule.program import (
     Calc,
@@ -306,21 +306,14 @@ def shows(program: Program, schedule: Schedule) -> bool:
 @pytest.mark.parametrize("overlap", [1, 2])
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_every_missing_wait_shows(mask: str, overlap: int) -> None:
-    """All but one: with overlap 2 the loop's wait for an empty V guards only the operand of a
-    product in flight, read at its issue here. That hazard is the monitor's to see."""
     schedule = schedule_of(mask=mask, schedule={"overlap": overlap, "tile": {"n": 64}})
     program = Interpreter(schedule).program
     assert not shows(program, schedule)
     total = count_waits(program)
     assert total >= 8
-    hidden = []
-    for index in range(total):
-        mutant = without(program, nth_wait(index))
-        if not shows(mutant, schedule):
-            hidden.append(index)
-            with pytest.raises(VerificationError, match="overwrites"):
-                verify(mutant)
-    assert len(hidden) <= overlap - 1, f"nothing shows that Waits {hidden} are missing"
+    mutants = [without(program, nth_wait(index)) for index in range(total)]
+    hidden = [index for index, mutant in enumerate(mutants) if not shows(mutant, schedule)]
+    assert not hidden, f"nothing shows that Waits {hidden} are missing"
 
 
 def test_a_load_that_has_not_landed_is_nan() -> None:

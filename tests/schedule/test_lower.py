@@ -1,0 +1,363 @@
+"""What lowering emits: synchronisation that follows from the data flow, and no more."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from variants import SHIPPED, VARIANTS, program, schedule
+
+from fa3gen.errors import GraphError
+from fa3gen.schedule import make_schedule
+from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.emit import Emitter
+from fa3gen.schedule.flatten import Step, flatten
+from fa3gen.schedule.lower import lower
+from fa3gen.schedule.program import (
+    Arrive,
+    Calc,
+    CalcKind,
+    EachWork,
+    Executor,
+    Expect,
+    ForTiles,
+    Gemm,
+    GemmKind,
+    IfTiles,
+    InitBarrier,
+    Load,
+    NamedArrive,
+    NamedSync,
+    Node,
+    OnInstance,
+    Program,
+    Segment,
+    SetRegisters,
+    TmaStoreWait,
+    Wait,
+    WgmmaFence,
+    WgmmaWait,
+    instructions,
+)
+from fa3gen.schedule.ranges import TileRange, tile_range
+from fa3gen.schedule.verify import trip_counts
+from fa3gen.spec import AttentionSpec
+
+PROGRAMS = [*SHIPPED, *VARIANTS]
+CAUSAL, FULL = "causal_d128_bf16", "full_d128_bf16"
+each_program = pytest.mark.parametrize("name", PROGRAMS)
+
+
+def work(name: str) -> tuple[TileRange, ...]:
+    """Work tiles as they come for some lengths, and one without keys."""
+    made = schedule(name)
+    lengths = (4 * made.tiling.block_m, 5 * made.tiling.block_n + 7)
+    shift = lengths[1] - lengths[0]
+    ranges = []
+    for first in range(0, lengths[0], made.tiling.block_m):
+        last = first + made.tiling.block_m - 1
+        tiles = tile_range(made.bounds, first + shift, last + shift, lengths, made.tiling.block_n)
+        ranges += [tiles, TileRange(0, 0, 0, 0)] if not first else [tiles]
+    assert max(tiles.tiles for tiles in ranges) > 1
+    return tuple(ranges)
+
+
+def steps(name: str, role: str, instance: int = 0) -> list[Step]:
+    return flatten(program(name), program(name).role(role), instance, work(name))
+
+
+def loops(program: Program) -> dict[Segment, tuple[Node, ...]]:
+    """The consumer's bodies by segment."""
+    found: dict[Segment, tuple[Node, ...]] = {}
+
+    def walk(nodes: tuple[Node, ...]) -> None:
+        for node in nodes:
+            if isinstance(node, ForTiles):
+                found[node.segment] = node.body
+            elif isinstance(node, (EachWork, IfTiles, OnInstance)):
+                walk(node.body)
+
+    walk(program.role("consumer").body)
+    return found
+
+
+# --- resources ------------------------------------------------------------------------------------
+
+
+@each_program
+def test_named_barriers_have_ids_of_their_own(name: str) -> None:
+    ids = [b.first_id + i for b in program(name).named for i in range(b.instances)]
+    assert ids == list(range(1, len(ids) + 1))
+    assert len(ids) < HOPPER.named_barriers
+    assert program(name).named_barrier("store").threads == 128
+    if schedule(name).tiling.pingpong:
+        assert program(name).named_barrier("turn").threads == 256
+
+
+@each_program
+def test_expected_bytes_are_those_of_the_tile(name: str) -> None:
+    prog = program(name)
+    expected = {
+        i.barrier: i.bytes
+        for i in instructions(prog.role("producer").body)
+        if isinstance(i, Expect)
+    }
+    assert set(expected) == {"Q_full", "K_full", "V_full"}
+    for ring in ("Q", "K", "V"):
+        buffer = prog.buffer(ring)
+        assert expected[f"{ring}_full"] == buffer.rows * buffer.cols * 2 == buffer.stage_bytes
+        rows = prog.block_m if ring == "Q" else prog.block_n
+        assert buffer.rows == rows
+
+
+@each_program
+def test_barriers_are_initialised_to_what_arrives(name: str) -> None:
+    prog = program(name)
+    counts = {i.barrier: i.arrivals for i in prog.setup if isinstance(i, InitBarrier)}
+    assert counts == {barrier.name: barrier.arrivals for barrier in prog.barriers}
+    threads = {Executor.ELECTED: 1, Executor.EACH_WARP: 4, Executor.ALL: 128}
+    for ring in ("Q", "K", "V"):
+        assert counts[f"{ring}_full"] == 1
+        (by,) = {
+            i.by
+            for i in instructions(prog.role("consumer").body)
+            if isinstance(i, Arrive) and i.cursor == ring
+        }
+        assert counts[f"{ring}_empty"] == threads[by] * prog.role("consumer").instances
+
+
+@each_program
+def test_registers_are_moved_to_the_consumers(name: str) -> None:
+    prog = program(name)
+    for role in prog.roles:
+        changes = [i for i in instructions(role.body) if isinstance(i, SetRegisters)]
+        assert role.registers >= role.needs
+        if prog.role("consumer").instances == 1:  # it owns all that a thread can, from the launch
+            assert not changes
+            continue
+        assert changes == [SetRegisters(role.registers, grows=role.name == "consumer")]
+        assert role.body[0] == changes[0]
+    held = sum(role.registers * role.instances * 128 for role in prog.roles)
+    assert held <= HOPPER.registers
+
+
+@each_program
+def test_buffers_share_bytes_only_where_planned(name: str) -> None:
+    prog, memory = program(name), schedule(name).memory
+    assert memory is not None
+    for one, other in itertools.combinations(prog.buffers, 2):
+        meet = one.offset < other.offset + other.bytes and other.offset < one.offset + one.bytes
+        assert meet == (memory.buffer(other.name).over == one.name)
+    assert prog.shared_bytes <= HOPPER.shared_bytes
+
+
+# --- rings ----------------------------------------------------------------------------------------
+
+
+@each_program
+def test_rings_go_round(name: str) -> None:
+    """Fill f uses stage f % stages; its full barrier is awaited in phase f // stages, its empty
+    barrier one phase earlier; every fill is announced, loaded, awaited and released once."""
+    prog = program(name)
+    for ring in ("Q", "K", "V"):
+        stages = prog.buffer(ring).stages
+        produced, consumed = steps(name, "producer"), steps(name, "consumer")
+
+        def met(where: list[Step], kind: type, ring: str = ring) -> list[tuple[int, int]]:
+            return [
+                (s.stage, s.phase)
+                for s in where
+                if isinstance(s.instruction, kind) and getattr(s.instruction, "cursor", "") == ring
+            ]
+
+        fills = len(met(produced, Load))
+        tiles = [tiles.tiles for tiles in work(name)]
+        assert fills == (len(tiles) if ring == "Q" else sum(tiles))
+        turns = [(f % stages, f // stages) for f in range(fills)]
+        for where, kind in ((produced, Expect), (produced, Load), (consumed, Wait)):
+            assert met(where, kind) == turns, (ring, kind)
+        assert met(consumed, Arrive) == turns, ring
+        assert met(produced, Wait) == [(stage, phase - 1) for stage, phase in turns], ring
+
+
+@each_program
+def test_products_use_the_tiles_they_are_meant_for(name: str) -> None:
+    for index, tiles in enumerate(work(name)):
+        for kind in GemmKind:
+            met = [
+                s.tile
+                for s in steps(name, "consumer")
+                if isinstance(s.instruction, Gemm)
+                and s.instruction.kind is kind
+                and s.work == index
+            ]
+            assert met == list(range(tiles.tiles)), (kind, index)
+
+
+# --- wgmma ----------------------------------------------------------------------------------------
+
+
+@each_program
+def test_every_fence_orders_something(name: str) -> None:
+    """For some trip counts each fence is the first, or follows a use of a register operand."""
+    right = program(name)
+    role = right.role("consumer")
+    fences = {id(i) for i in instructions(role.body) if isinstance(i, WgmmaFence)}
+    for ranges in trip_counts(right):
+        touched = {"nothing fenced yet"}
+        for step in flatten(right, role, 0, ranges):
+            match step.instruction:
+                case Calc(reads=reads, writes=writes):
+                    touched |= {*reads, *writes} & {"S", "P", "O"}
+                case WgmmaFence() as fence:
+                    fences -= {id(fence)} if touched else set()
+                    touched = set()
+    assert not fences
+
+
+@pytest.mark.parametrize("name", [CAUSAL, FULL, "window", "one warpgroup"])
+def test_overlap_2_leaves_the_second_product_in_flight(name: str) -> None:
+    for segment in {Segment.RIGHT, Segment.FULL, Segment.LEFT} & set(loops(program(name))):
+        body = loops(program(name))[segment]
+        waits = [node for node in body if isinstance(node, WgmmaWait)]
+        assert waits == [WgmmaWait(1, ("S",)), WgmmaWait(0, ("O",))]
+        between = body[body.index(waits[0]) : body.index(waits[1])]
+        kinds = [node.kind for node in between if isinstance(node, Calc)]
+        assert kinds[-3:] == [CalcKind.ROW_MAX, CalcKind.EXP, CalcKind.ROW_SUM]
+
+
+@pytest.mark.parametrize("name", ["overlap 1", "overlap 1, O over Q"])
+def test_overlap_1_retires_each_product_before_the_next(name: str) -> None:
+    bodies = loops(program(name))
+    assert not {Segment.FIRST, Segment.DRAIN} & set(bodies)
+    for body in bodies.values():
+        waits = [node for node in body if isinstance(node, WgmmaWait)]
+        assert waits == [WgmmaWait(0, ("S",)), WgmmaWait(0, ("O",))]
+
+
+# --- segments -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "segments"),
+    [
+        (FULL, "FIRST FULL DRAIN"),
+        (CAUSAL, "FIRST RIGHT FULL DRAIN"),
+        ("window", "FIRST RIGHT FULL LEFT DRAIN"),
+        ("chunk", "FIRST RIGHT DRAIN"),
+        ("overlap 1", "RIGHT FULL"),
+        ("overlap 1, O over Q", "RIGHT FULL"),
+    ],
+)
+def test_a_mask_decides_the_loops(name: str, segments: str) -> None:
+    bodies = loops(program(name))
+    assert [segment.name for segment in bodies] == segments.split()
+    for segment, body in bodies.items():
+        masks = any(isinstance(node, Calc) and node.kind is CalcKind.MASK for node in body)
+        assert masks == (segment not in (Segment.FULL, Segment.DRAIN)), segment
+
+
+# --- turns and the store --------------------------------------------------------------------------
+
+
+@each_program
+def test_turns_are_taken_and_passed_alike(name: str) -> None:
+    prog = program(name)
+    count = prog.role("consumer").instances
+    taken, passed = Counter[int](), Counter[int]()
+    for instance in range(count):
+        for step in steps(name, "consumer", instance):
+            match step.instruction:
+                case NamedSync(barrier="turn"):
+                    taken[step.slot] += 1
+                case NamedArrive(barrier="turn"):
+                    passed[step.slot] += 1
+    if not schedule(name).tiling.pingpong:
+        assert not taken + passed
+        return
+    assert passed - taken == Counter({0: 1})  # the opening, by the last consumer
+    assert not taken - passed
+    (opening,) = [node for node in prog.role("consumer").body if isinstance(node, OnInstance)]
+    assert opening.instance == count - 1
+
+
+@pytest.mark.parametrize("name", [FULL, "overlap 1, O over Q", "fp16, head dims apart"])
+def test_o_is_staged_over_q_where_it_does_not_fit_apart(name: str) -> None:
+    prog = program(name)
+    assert prog.buffer("O").offset == prog.buffer("Q").offset
+    apart = prog.buffer("O").bytes + sum(b.bytes for b in prog.buffers if b.name != "O")
+    assert apart + HOPPER.tile_alignment > HOPPER.shared_bytes
+    body = list(instructions(prog.role("consumer").body))
+    release = Arrive("Q_empty", "Q", Executor.ELECTED)
+    assert body[body.index(release) - 1] == TmaStoreWait(0, read=True)
+
+
+@pytest.mark.parametrize("name", [CAUSAL, "three stages", "one stage"])
+def test_o_is_staged_apart_where_it_fits(name: str) -> None:
+    prog = program(name)
+    assert prog.buffer("O").offset >= prog.buffer("V").offset + prog.buffer("V").bytes
+    body = list(instructions(prog.role("consumer").body))
+    release = body.index(Arrive("Q_empty", "Q", Executor.EACH_WARP))
+    normalise = next(
+        i for i, x in enumerate(body) if isinstance(x, Calc) and x.kind is CalcKind.NORMALIZE
+    )
+    assert release < normalise  # the next Q is loaded while this O is stored
+    assert body[-1] == TmaStoreWait(0, read=True)
+
+
+# --- the lowering itself --------------------------------------------------------------------------
+
+
+@each_program
+def test_lowering_is_deterministic(name: str) -> None:
+    assert lower(schedule(name)) == program(name)
+    assert str(lower(schedule(name))) == str(program(name))
+
+
+def test_a_program_prints_every_instruction() -> None:
+    text = str(program(CAUSAL))
+    for role in program(CAUSAL).roles:
+        for instruction in instructions(role.body):
+            assert type(instruction).__name__ in text
+    assert "for masked tiles at the upper end:" in text
+    assert "Gemm kind=PV accumulator=O a=P b=V b_cursor=V skew=1" in text
+
+
+def test_lowering_needs_the_passes_before_it() -> None:
+    made = make_schedule(AttentionSpec(head_dim=128))
+    for missing in (
+        replace(made, memory=None),
+        replace(made, registers=None),
+        replace(made, placements=()),
+    ):
+        with pytest.raises(GraphError, match="run the passes before it"):
+            lower(missing)
+
+
+def test_a_loop_must_come_round_to_where_it_began() -> None:
+    emit = Emitter()
+    product = Gemm(GemmKind.QK, "S", "Q", "K", "Q", "K")
+    with pytest.raises(GraphError, match="does not restore its entry state"):  # noqa: SIM117
+        with emit.for_tiles(Segment.FULL):
+            emit.gemm(product)
+
+
+def test_a_role_must_not_end_with_a_product_in_flight() -> None:
+    emit = Emitter()
+    emit.gemm(Gemm(GemmKind.QK, "S", "Q", "K", "Q", "K"))
+    with pytest.raises(GraphError, match="with a product in flight"):
+        _ = emit.body
+    emit.drain()
+    kinds = [type(node).__name__ for node in emit.body]
+    assert kinds == [
+        "Wait",
+        "Wait",
+        "WgmmaFence",
+        "Gemm",
+        "WgmmaCommit",
+        "WgmmaWait",
+        "Arrive",
+        "Advance",
+    ]
