@@ -71,6 +71,19 @@ class HostView:
 
 
 @dataclass(frozen=True)
+class ProductView:
+    """A wgmma instruction: PTX text, and its accumulator's operand numbers by rows of text."""
+
+    name: str
+    comment: str
+    instruction: str
+    accumulators: tuple[range, ...]
+    operands: str
+    predicate: int  # operand number of the accumulate flag
+    a_in_registers: bool
+
+
+@dataclass(frozen=True)
 class BoundsView:
     """Key bounds of a query tile as C++ expressions in q_first, q_last and the lengths."""
 
@@ -94,6 +107,8 @@ class KernelView:
     barriers: tuple[Barrier, ...]
     named: tuple[NamedBarrier, ...]
     element: str
+    products: tuple[ProductView, ...]
+    unit: int  # elements in 16 bytes
     fragments: dict[str, str]  # register tile to the name of its fragment
     consumers: int
     chunk: int  # columns of a 128-byte column chunk
@@ -105,7 +120,8 @@ class KernelView:
     banner: tuple[str, ...]
 
 
-_ELEMENTS = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t"}
+_ELEMENTS = {"bf16": "__nv_bfloat16", "fp16": "__half"}
+_PTX_TYPES = {"bf16": "bf16", "fp16": "f16"}
 
 
 def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> KernelView:
@@ -127,6 +143,8 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         barriers=program.barriers,
         named=program.named,
         element=_ELEMENTS[program.dtype.value],
+        products=_products(program),
+        unit=16 // program.dtype.bytes,
         fragments={"S": "tSrS", "P": "tOrP", "O": "tOrO"},
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
@@ -163,6 +181,37 @@ def _role(program: Program, role: Role) -> RoleView:
     entry = tuple(node for node in role.body if isinstance(node, SetRegisters))
     body = tuple(node for node in role.body if not isinstance(node, SetRegisters))
     return RoleView(role.name, _rings(program, role), entry, body)
+
+
+def _products(program: Program) -> tuple[ProductView, ...]:
+    """S = Q K^T from shared memory; O += P V with P in registers and V contracted along rows."""
+    dtype = _PTX_TYPES[program.dtype.value]
+    columns = {"QK": program.block_n, "PV": program.buffer("V").cols}
+    comments = {
+        "QK": "S (+)= Q K^T, both from shared memory",
+        "PV": "O (+)= P V, P from registers, V from shared memory along its rows",
+    }
+    views = []
+    for kind, width in columns.items():
+        count = HOPPER.wgmma_rows * width // HOPPER.warpgroup
+        a_in_registers = kind == "PV"
+        if a_in_registers:
+            a = "{" + ", ".join(f"%{count + i}" for i in range(4)) + "}"
+            operands = f"{a}, %{count + 4}, p, 1, 1, 1;"
+        else:
+            operands = f"%{count}, %{count + 1}, p, 1, 1, 0, 0;"
+        views.append(
+            ProductView(
+                name=f"Product{kind}",
+                comment=comments[kind],
+                instruction=f"wgmma.mma_async.sync.aligned.m64n{width}k16.f32.{dtype}.{dtype}",
+                accumulators=tuple(range(i, min(i + 8, count)) for i in range(0, count, 8)),
+                operands=operands,
+                predicate=count + (5 if a_in_registers else 2),
+                a_in_registers=a_in_registers,
+            )
+        )
+    return tuple(views)
 
 
 def _rings(program: Program, role: Role) -> tuple[RingView, ...]:

@@ -12,15 +12,9 @@
 //   grid        CTA i takes work tiles i, i + grid, ...
 //   shared      196688 bytes
 //   registers   producer 24, consumers 240
-#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED  // wgmma of every width that is a multiple of 8
 #include <cuda.h>
 
 #include <cute/tensor.hpp>
-#include <cute/atom/copy_atom.hpp>
-#include <cute/atom/mma_atom.hpp>
-#include <cutlass/arch/reg_reconfig.h>
-#include <cutlass/numeric_conversion.h>
-#include <cutlass/numeric_types.h>
 
 #include <fa3gen/barrier.cuh>
 #include <fa3gen/mma.cuh>
@@ -35,7 +29,7 @@ using fa3gen::Accumulate;
 using fa3gen::ForwardParams;
 
 // Problem and tiles
-using Element = cutlass::bfloat16_t;
+using Element = __nv_bfloat16;
 constexpr int kHeadDimQK = 128;
 constexpr int kHeadDimV = 128;
 constexpr int kBlockM = 128;  // query rows of a work tile
@@ -61,29 +55,71 @@ constexpr int kVEmptyOffset = 196672;
 constexpr int kSharedBytes = 196688;
 constexpr int kStageK = kBlockN * kHeadDimQK;  // elements
 constexpr int kStageV = kBlockN * kHeadDimV;
+constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
 static_assert(kSharedBytes <= 232448, "a CTA of sm_90 has 227 KB of dynamic shared memory");
 
-// Layouts of the tiles as wgmma reads them
-using RowChunk = GMMA::Layout_K_SW128_Atom<Element>;      // 8 rows of one chunk
-using ColumnChunk = GMMA::Layout_MN_SW128_Atom<Element>;  // the same bytes, transposed
-template <int kColumns>
-using SlabLayout = decltype(composition(  // the 64 rows of one warpgroup in a tile of kBlockM rows
-    tile_to_shape(RowChunk{}, Shape<Int<kBlockM>, Int<kColumns>>{}),
-    Shape<Int<kRowsWG>, Int<kColumns>>{}));
-using LayoutQ = SlabLayout<kHeadDimQK>;
-using LayoutO = SlabLayout<kHeadDimV>;
-using LayoutK = decltype(tile_to_shape(RowChunk{}, Shape<Int<kBlockN>, Int<kHeadDimQK>, Int<2>>{}));
-using LayoutVt = decltype(tile_to_shape(
-    ColumnChunk{}, Shape<Int<kHeadDimV>, Int<kBlockN>, Int<2>>{}, Step<_2, _1, _3>{}));
+// O as TMA reads it: chunks of 64 columns whose 16-byte units are permuted row by row
+using ChunkLayout = decltype(composition(Swizzle<3, 3, 3>{}, Layout<Shape<_8, Int<kChunk>>, Stride<Int<kChunk>, _1>>{}));
+using LayoutO = decltype(tile_to_shape(ChunkLayout{}, Shape<Int<kBlockM>, Int<kHeadDimV>>{}));
 
-// Warpgroup products: S = Q K^T from shared memory, O += P V with P in registers
-using MmaQK = decltype(make_tiled_mma(
-    GMMA::ss_op_selector<Element, Element, float, Shape<Int<kRowsWG>, Int<kBlockN>, Int<kHeadDimQK>>>()));
-using MmaPV = decltype(make_tiled_mma(
-    GMMA::rs_op_selector<Element, Element, float, Shape<Int<kRowsWG>, Int<kHeadDimV>, Int<kBlockN>>,
-                         GMMA::Major::K, GMMA::Major::MN>()));
-using CopyO = Copy_Atom<SM90_U32x4_STSM_N, Element>;
-
+// S (+)= Q K^T, both from shared memory
+struct ProductQK {
+  CUTE_DEVICE static void issue(float* d, uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 0, 0;\n"
+        "}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(int(accumulate)));
+  }
+};
+// O (+)= P V, P from registers, V from shared memory along its rows
+struct ProductPV {
+  CUTE_DEVICE static void issue(float* d, uint32_t const* a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n"
+        "}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
+  }
+};
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
 CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
@@ -141,7 +177,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 
   if (threadIdx.x < 128) {
     // TMA warpgroup: one thread loads Q, K and V
-    cutlass::arch::warpgroup_reg_dealloc<24>();
+    fa3gen::shrink_registers<24>();
     if (threadIdx.x == 0) {
       fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
@@ -191,33 +227,23 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     }
   } else {
     // Math warpgroups: 64 query rows each
-    cutlass::arch::warpgroup_reg_alloc<240>();
+    fa3gen::grow_registers<240>();
     int const consumer = __shfl_sync(0xffffffff, threadIdx.x / 128, 0) - 1;  // uniform in a warp
     int const thread = threadIdx.x % 128;
     bool const elected = thread == 0;
 
     // S = Q K^T
-    MmaQK mma_qk;
-    auto thread_mma_qk = mma_qk.get_thread_slice(thread);
-    Tensor tSsQ = make_tensor(make_smem_ptr(sQ + consumer * kRowsWG * kChunk), LayoutQ{});  // (64, d)
-    Tensor tSsK = make_tensor(make_smem_ptr(sK), LayoutK{});                            // (n, d, stages)
-    Tensor tSrQ = thread_mma_qk.partition_fragment_A(tSsQ);                             // (mma, 1, d/16)
-    Tensor tSrK = thread_mma_qk.partition_fragment_B(tSsK);                             // (mma, 1, d/16, stages)
-    Tensor tSrS = partition_fragment_C(mma_qk, Shape<Int<kRowsWG>, Int<kBlockN>>{});    // ((2, 2, n/8), 1, 1)
+    fa3gen::RowOperand<kBlockM> const tSsQ(sQ + consumer * kRowsWG * kChunk);       // (64, d)
+    fa3gen::RowOperand<kBlockN> const tSsK(sK);                                     // (n, d)
+    Tensor tSrS = make_tensor<float>(fa3gen::AccumulatorLayout<kBlockN>{});         // (2, 2, n/8)
 
     // O += P V
-    MmaPV mma_pv;
-    auto thread_mma_pv = mma_pv.get_thread_slice(thread);
-    Tensor tOsV = make_tensor(make_smem_ptr(sV), LayoutVt{});                           // (dv, n, stages)
-    Tensor tOrP = fa3gen::make_a_fragment<Element, kBlockN>();                          // ((2, 2, 2), 1, n/16)
-    Tensor tOrV = thread_mma_pv.partition_fragment_B(tOsV);                             // (mma, 1, n/16, stages)
-    Tensor tOrO = partition_fragment_C(mma_pv, Shape<Int<kRowsWG>, Int<kHeadDimV>>{});  // ((2, 2, dv/8), 1, 1)
+    Tensor tOrP = make_tensor<uint32_t>(fa3gen::OperandLayout<kBlockN>{});          // (4, n/16)
+    fa3gen::ColumnOperand<kBlockN> const tOsV(sV);                                  // (n, dv)
+    Tensor tOrO = make_tensor<float>(fa3gen::AccumulatorLayout<kHeadDimV>{});       // (2, 2, dv/8)
 
     // O to shared memory
-    auto copy_o = make_tiled_copy_C(CopyO{}, mma_pv);
-    auto thread_copy_o = copy_o.get_thread_slice(thread);
-    Tensor sO_rows = make_tensor(make_smem_ptr(sO + consumer * kRowsWG * kChunk), LayoutO{});  // (64, dv)
-    Tensor tOsO = thread_copy_o.partition_D(as_position_independent_swizzle_tensor(sO_rows));
+    Tensor tOsO = make_tensor(make_smem_ptr(sO + consumer * kRowsWG * kChunk), LayoutO{});  // (64, dv)
 
     // Rows of S and O as (2 rows, columns) of this thread
     auto scores = fa3gen::row_column_view(tSrS);
@@ -247,50 +273,50 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       if (kv.begin < kv.end) {
         // The tile with the last key.
         fa3gen::wait_barrier(k_full[k.stage], k.parity);
-        cute::warpgroup_fence_operand(tOrO);
-        cute::warpgroup_fence_operand(tOrP);
-        cute::warpgroup_fence_operand(tSrS);
-        cute::warpgroup_arrive();
-        fa3gen::issue_gemm<Accumulate::kNo>(mma_qk, tSrQ, tSrK(_, _, _, k.stage), tSrS);
-        cute::warpgroup_commit_batch();
-        cute::warpgroup_wait<0>();
-        cute::warpgroup_fence_operand(tSrS);
+        fa3gen::pin(tOrO);
+        fa3gen::pin(tOrP);
+        fa3gen::pin(tSrS);
+        fa3gen::wgmma_fence();
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+        fa3gen::wgmma_commit();
+        fa3gen::wgmma_wait<0>();
+        fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
         fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
         fa3gen::update_max(scores, rows, params.scale_log2);
         fa3gen::exponentiate(scores, rows, params.scale_log2);
         fa3gen::update_sum(scores, rows);
-        fa3gen::convert(tSrS, tOrP);
+        fa3gen::convert<Element>(tSrS, tOrP);
         --n;
 
         // Tiles that the mask cuts at their upper end.
         for (; n >= kv.full_end; --n) {
           fa3gen::wait_barrier(k_full[k.stage], k.parity);
           fa3gen::named_sync(turn_barrier(consumer), 256);
-          cute::warpgroup_fence_operand(tOrO);
-          cute::warpgroup_fence_operand(tOrP);
-          cute::warpgroup_fence_operand(tSrS);
-          cute::warpgroup_arrive();
-          fa3gen::issue_gemm<Accumulate::kNo>(mma_qk, tSrQ, tSrK(_, _, _, k.stage), tSrS);
-          cute::warpgroup_commit_batch();
+          fa3gen::pin(tOrO);
+          fa3gen::pin(tOrP);
+          fa3gen::pin(tSrS);
+          fa3gen::wgmma_fence();
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm<Accumulate::kYes>(mma_pv, tOrP, tOrV(_, _, _, v.stage), tOrO);
-          cute::warpgroup_commit_batch();
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
-          cute::warpgroup_wait<1>();
-          cute::warpgroup_fence_operand(tSrS);
+          fa3gen::wgmma_wait<1>();
+          fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
           fa3gen::update_max(scores, rows, params.scale_log2);
           fa3gen::exponentiate(scores, rows, params.scale_log2);
           fa3gen::update_sum(scores, rows);
-          cute::warpgroup_wait<0>();
-          cute::warpgroup_fence_operand(tOrO);
+          fa3gen::wgmma_wait<0>();
+          fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::convert(tSrS, tOrP);
+          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::rescale(output, rows);
         }
 
@@ -298,41 +324,41 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         for (; n >= kv.full_begin; --n) {
           fa3gen::wait_barrier(k_full[k.stage], k.parity);
           fa3gen::named_sync(turn_barrier(consumer), 256);
-          cute::warpgroup_fence_operand(tOrO);
-          cute::warpgroup_fence_operand(tOrP);
-          cute::warpgroup_fence_operand(tSrS);
-          cute::warpgroup_arrive();
-          fa3gen::issue_gemm<Accumulate::kNo>(mma_qk, tSrQ, tSrK(_, _, _, k.stage), tSrS);
-          cute::warpgroup_commit_batch();
+          fa3gen::pin(tOrO);
+          fa3gen::pin(tOrP);
+          fa3gen::pin(tSrS);
+          fa3gen::wgmma_fence();
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm<Accumulate::kYes>(mma_pv, tOrP, tOrV(_, _, _, v.stage), tOrO);
-          cute::warpgroup_commit_batch();
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
-          cute::warpgroup_wait<1>();
-          cute::warpgroup_fence_operand(tSrS);
+          fa3gen::wgmma_wait<1>();
+          fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::update_max(scores, rows, params.scale_log2);
           fa3gen::exponentiate(scores, rows, params.scale_log2);
           fa3gen::update_sum(scores, rows);
-          cute::warpgroup_wait<0>();
-          cute::warpgroup_fence_operand(tOrO);
+          fa3gen::wgmma_wait<0>();
+          fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::convert(tSrS, tOrP);
+          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::rescale(output, rows);
         }
 
         // What is owed to the last tile visited.
         fa3gen::wait_barrier(v_full[v.stage], v.parity);
-        cute::warpgroup_fence_operand(tOrO);
-        cute::warpgroup_fence_operand(tOrP);
-        cute::warpgroup_fence_operand(tSrS);
-        cute::warpgroup_arrive();
-        fa3gen::issue_gemm<Accumulate::kYes>(mma_pv, tOrP, tOrV(_, _, _, v.stage), tOrO);
-        cute::warpgroup_commit_batch();
-        cute::warpgroup_wait<0>();
-        cute::warpgroup_fence_operand(tOrO);
+        fa3gen::pin(tOrO);
+        fa3gen::pin(tOrP);
+        fa3gen::pin(tSrS);
+        fa3gen::wgmma_fence();
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+        fa3gen::wgmma_commit();
+        fa3gen::wgmma_wait<0>();
+        fa3gen::pin(tOrO);
         fa3gen::arrive_each_warp(v_empty[v.stage]);
         v.advance();
       }
@@ -348,9 +374,9 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       fa3gen::named_sync(store_barrier(consumer), 128);
 
       // O through shared memory, in the warpgroup's own rows.
-      Tensor tOrO_rounded = make_fragment_like<Element>(tOrO);
-      fa3gen::convert(tOrO, tOrO_rounded);
-      copy(copy_o, thread_copy_o.retile_S(tOrO_rounded), tOsO);
+      Tensor tOrO_rounded = make_tensor<uint32_t>(fa3gen::OperandLayout<kHeadDimV>{});
+      fa3gen::convert<Element>(tOrO, tOrO_rounded);
+      fa3gen::store_matrix(tOrO_rounded, tOsO);
       fa3gen::proxy_fence();
       fa3gen::named_sync(store_barrier(consumer), 128);
       if (elected) {

@@ -1,60 +1,172 @@
-// Warpgroup MMA: issue of a whole tile product, and the register views of its operands.
+// Warpgroup MMA: operands in shared memory, a whole tile's product, register tiles.
+//
+// A kernel defines one struct a product (wgmma has a PTX instruction of its own for each width), with
+// issue(accumulator, a, b, accumulate) for one k block of 16.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cute/arch/util.hpp>
 #include <cute/tensor.hpp>
-#include <cute/atom/mma_atom.hpp>
-#include <cute/arch/mma_sm90_gmma.hpp>
 
 namespace fa3gen {
 
 enum class Accumulate { kNo, kYes };
 
-// Issue C (+)= A B over all k blocks; asynchronous until its group is waited for.
-template <Accumulate kAccumulate, class Mma, class TensorA, class TensorB, class TensorC>
-__device__ __forceinline__ void issue_gemm(Mma mma, TensorA const& a, TensorB const& b,
-                                           TensorC& c) {
-  using cute::_;
-  mma.accumulate_ = kAccumulate == Accumulate::kYes ? cute::GMMA::ScaleOut::One
-                                                    : cute::GMMA::ScaleOut::Zero;
-  CUTE_UNROLL
-  for (int k = 0; k < cute::size<2>(a); ++k) {
-    cute::gemm(mma, a(_, _, k), b(_, _, k), c);
-    mma.accumulate_ = cute::GMMA::ScaleOut::One;
+// A matrix descriptor (PTX ISA, asynchronous warpgroup MMA, shared-memory matrix layout): address and
+// strides in units of 16 bytes, 128-byte swizzle.
+__device__ __forceinline__ uint64_t swizzled_descriptor(void const* tile, int leading, int stride) {
+  uint64_t const address = (cute::cast_smem_ptr_to_uint(tile) & 0x3FFFF) >> 4;
+  return address | uint64_t(leading) << 16 | uint64_t(stride) << 32 | uint64_t(1) << 62;
+}
+
+constexpr int kRowUnits = 8;    // one row of a column chunk, 128 bytes, in units of 16
+constexpr int kGroupUnits = 64;  // 8 rows, after which the swizzle repeats
+
+// A tile of kRows rows that the product contracts along its columns: Q, and K^T.
+template <int kRows>
+struct RowOperand {
+  uint64_t descriptor;
+
+  __device__ explicit RowOperand(void const* tile)
+      : descriptor(swizzled_descriptor(tile, 1, kGroupUnits)) {}
+
+  // k blocks are 32 bytes apart in a chunk of four, chunks kRows rows apart.
+  __device__ __forceinline__ uint64_t operator()(int k, int stage_units = 0) const {
+    return descriptor + stage_units + k / 4 * kRows * kRowUnits + k % 4 * 2;
+  }
+};
+
+// A tile of kRows rows that the product contracts along its rows: V.
+template <int kRows>
+struct ColumnOperand {
+  uint64_t descriptor;
+
+  __device__ explicit ColumnOperand(void const* tile)
+      : descriptor(swizzled_descriptor(tile, kRows * kRowUnits, kGroupUnits)) {}
+
+  // k blocks are 16 rows apart.
+  __device__ __forceinline__ uint64_t operator()(int k, int stage_units = 0) const {
+    return descriptor + stage_units + k * 16 * kRowUnits;
+  }
+};
+
+// Issue C (+)= A B over kBlocks k blocks, both operands in shared memory.
+template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
+__device__ __forceinline__ void issue_gemm(A const& a, B const& b, int stage_units, C& c) {
+#pragma unroll
+  for (int k = 0; k < kBlocks; ++k) {
+    Product::issue(c.data(), a(k), b(k, stage_units), kAccumulate == Accumulate::kYes || k > 0);
   }
 }
 
-// An accumulator of one warpgroup, ((2 columns, 2 rows, N/8), 1, 1), as (2 rows, N/4 columns).
+// Issue C (+)= A B with A in registers, (4 registers, k blocks).
+template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
+__device__ __forceinline__ void issue_gemm_registers(A const& a, B const& b, int stage_units,
+                                                     C& c) {
+#pragma unroll
+  for (int k = 0; k < kBlocks; ++k) {
+    Product::issue(c.data(), &a(0, k), b(k, stage_units), kAccumulate == Accumulate::kYes || k > 0);
+  }
+}
+
+// Earlier accesses to wgmma's registers come before the next wgmma.
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Wait until at most kPending groups are in flight.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(kPending) : "memory");
+}
+
+// The compiler must not move accesses to a register tile across this point.
 template <class Fragment>
-__device__ __forceinline__ auto row_column_view(Fragment&& accumulator) {
+__device__ __forceinline__ void pin(Fragment& fragment) {
+#pragma unroll
+  for (int i = 0; i < cute::size(fragment); ++i) {
+    if constexpr (std::is_same_v<typename Fragment::value_type, float>) {
+      asm volatile("" : "+f"(fragment(i)) :: "memory");
+    } else {
+      asm volatile("" : "+r"(fragment(i)) :: "memory");
+    }
+  }
+}
+
+// Registers a thread, moved between the warpgroups of a CTA.
+template <int kCount>
+__device__ __forceinline__ void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(kCount));
+}
+
+template <int kCount>
+__device__ __forceinline__ void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(kCount));
+}
+
+// An accumulator of one warpgroup: a thread holds (2 columns, 2 rows, columns / 8).
+template <int kColumns>
+using AccumulatorLayout =
+    cute::Layout<cute::Shape<cute::_2, cute::_2, cute::Int<kColumns / 8>>>;
+
+// The same registers as (2 rows, columns / 4).
+template <class Accumulator>
+__device__ __forceinline__ auto row_column_view(Accumulator& accumulator) {
   using namespace cute;
-  constexpr int kGroups = decltype(size<0, 2>(accumulator.layout()))::value;
-  static_assert(decltype(size(accumulator.layout()))::value == 4 * kGroups,
-                "one warpgroup MMA spans the whole tile");
+  constexpr int kGroups = decltype(size<2>(accumulator.layout()))::value;
   return make_tensor(accumulator.data(),
                      Layout<Shape<_2, Shape<_2, Int<kGroups>>>, Stride<_2, Stride<_1, _4>>>{});
 }
 
-// The A operand of a 16-bit product over kColumns: element for element the accumulator's order.
-template <class Element, int kColumns>
-__device__ __forceinline__ auto make_a_fragment() {
-  using namespace cute;
-  return make_tensor<Element>(Layout<Shape<Shape<_2, _2, _2>, _1, Int<kColumns / 16>>,
-                                     Stride<Stride<_1, _2, _4>, _0, _8>>{});
+// A 16-bit A operand of one warpgroup: a thread holds (4 registers, columns / 16). Pair for pair
+// this is the order of an accumulator.
+template <int kColumns>
+using OperandLayout = cute::Layout<cute::Shape<cute::_4, cute::Int<kColumns / 16>>>;
+
+template <class Element>
+__device__ __forceinline__ uint32_t round_pair(float low, float high) {
+  static_assert(std::is_same_v<Element, __nv_bfloat16> || std::is_same_v<Element, __half>,
+                "operands of 16 bits");
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<uint32_t const&>(pair);
+  } else {
+    __half2 const pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<uint32_t const&>(pair);
+  }
 }
 
-// Rounds an accumulator to the operand type, two elements an instruction.
-template <class Accumulator, class Operand>
+// Rounds an accumulator to an operand.
+template <class Element, class Accumulator, class Operand>
 __device__ __forceinline__ void convert(Accumulator const& from, Operand& to) {
-  using namespace cute;
-  using Element = typename Operand::value_type;
-  static_assert(decltype(size(from.layout()))::value == decltype(size(to.layout()))::value,
-                "an operand holds as many elements as its accumulator");
-  using Pair = cutlass::Array<float, 2>;
-  cutlass::NumericArrayConverter<Element, float, 2> round;
-  auto pairs = recast<cutlass::Array<Element, 2>>(to);
-  CUTE_UNROLL
-  for (int i = 0; i < size(pairs); ++i) {
-    pairs(i) = round(Pair{from(2 * i), from(2 * i + 1)});
+#pragma unroll
+  for (int i = 0; i < cute::size(to); ++i) {
+    to(i) = round_pair<Element>(from(2 * i), from(2 * i + 1));
+  }
+}
+
+// Writes an operand to the 64 rows of a swizzled tile, a warp's 16 x 16 block an instruction.
+template <class Operand, class Tile>
+__device__ __forceinline__ void store_matrix(Operand const& operand, Tile&& tile) {
+  int const lane = threadIdx.x % 32;
+  int const row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+#pragma unroll
+  for (int block = 0; block < cute::size<1>(operand); ++block) {
+    uint32_t const target =
+        cute::cast_smem_ptr_to_uint(&tile(row, block * 16 + lane / 16 * 8));
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :: "r"(target), "r"(operand(0, block)), "r"(operand(1, block)),
+                    "r"(operand(2, block)), "r"(operand(3, block))
+                 : "memory");
   }
 }
 
