@@ -74,6 +74,7 @@ class Emitter:
     groups: list[_Group] = field(default_factory=list)
     touched: set[str] = field(default_factory=lambda: set(_FENCED))
     awaited: set[str] = field(default_factory=set)
+    computed: tuple[str, ...] = ()  # by the last computation beside the products in flight
 
     @property
     def body(self) -> tuple[Node, ...]:
@@ -154,6 +155,7 @@ class Emitter:
             self.append(WgmmaFence(tuple(sorted(self.touched))))
             self.touched.clear()
         self.append(gemm, WgmmaCommit())
+        self.computed = ()
         self.groups.append(_Group(gemm.kind, gemm.accumulator, a_register, gemm.b_cursor))
 
     def pass_turn(self, turn: Turn) -> None:
@@ -167,6 +169,7 @@ class Emitter:
         self._retire_for([*reads, *writes])
         self.append(Calc(kind, reads, writes, skew))
         self.touched |= {name for name in (*reads, *writes) if name in _FENCED}
+        self.computed = writes
 
     def drain(self) -> None:
         """Wait for every product in flight."""
@@ -190,7 +193,8 @@ class Emitter:
             return
         retired, self.groups = self.groups[:count], self.groups[count:]
         accumulators = tuple(group.accumulator for group in retired)
-        self.append(WgmmaWait(len(self.groups), accumulators))
+        self.append(WgmmaWait(len(self.groups), accumulators, self.computed))
+        self.computed = ()
         for group in retired:
             self.append(
                 Arrive(f"{group.ring}_empty", group.ring, Executor.EACH_WARP), Advance(group.ring)

@@ -246,10 +246,13 @@ class WgmmaCommit:
 @dataclass(frozen=True)
 class WgmmaWait:
     """wgmma.wait_group: at most ``pending`` younger groups stay in flight; ``retires`` names the
-    accumulators that this wait completes (an intent that the verifier checks)."""
+    accumulators that this wait completes (an intent that the verifier checks). ``after`` names
+    what was computed last during the flight: the assembler must not move that work past the wait,
+    or nothing overlaps (order for speed alone, not for safety)."""
 
     pending: int
     retires: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -317,6 +317,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::update_max(scores, rows, params.scale_log2);
           fa3gen::exponentiate(scores, rows, params.scale_log2);
           fa3gen::update_sum(scores, rows);
+          fa3gen::settle(rows.row_sum);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);

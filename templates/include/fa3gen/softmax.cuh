@@ -93,6 +93,18 @@ __device__ __forceinline__ void update_sum(Scores const& scores, RowStatistics& 
   }
 }
 
+// The assembler moves arithmetic, but no access to memory, past a wait for products: what these sums
+// need must come before a store that never happens (they are not negative).
+__device__ __forceinline__ void settle(float const (&row_sum)[kRows]) {
+  asm volatile(
+      "{\n"
+      ".reg .pred never;\n"
+      "setp.lt.f32 never, %0, 0f00000000;\n"
+      "@never st.shared.f32 [%1], %0;\n"
+      "}\n"
+      :: "f"(fminf(row_sum[0], row_sum[1])), "r"(0) : "memory");
+}
+
 // O = O alpha.
 template <class Output>
 __device__ __forceinline__ void rescale(Output&& output, RowStatistics const& rows) {
