@@ -1,7 +1,7 @@
 # make demo: spec to compiled kernel to checked numbers.  make test: everything that CI checks.
 # Both set up .venv unless torch is there already and the package index cannot be reached.
 VENV := .venv
-PYTHON := $(VENV)/bin/python
+RUN := $(VENV)/bin/python
 
 .PHONY: demo test setup format golden
 
@@ -12,17 +12,17 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: setup
-	$(PYTHON) -m fa3gen.demo
+	$(RUN) -m fa3gen.demo
 
 test: setup
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -n 2
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -n 2
 
 format: setup
-	$(PYTHON) -m ruff check --fix .
-	$(PYTHON) -m ruff format .
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
 
 golden: setup
-	$(PYTHON) -m fa3gen.cli generate
+	$(RUN) -m fa3gen.cli generate
