@@ -22,6 +22,7 @@ from fa3gen.schedule.lower import lower
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
+    ClaimWork,
     EachWork,
     Executor,
     ForTiles,
@@ -31,6 +32,7 @@ from fa3gen.schedule.program import (
     Node,
     OnInstance,
     Program,
+    ReadWork,
     TmaStore,
     TmaStoreCommit,
     TmaStoreWait,
@@ -89,22 +91,25 @@ def _meta(schedule: Schedule, program: Program) -> KernelMeta:
 
 
 class _Renderer:
-    """Walks a Program and spells each node."""
+    """Walks a Program and spells each node; ``alone``: for a role that is one thread."""
 
-    def __init__(self, environment: jinja2.Environment, kernel: KernelView) -> None:
-        self.environment, self.view = environment, kernel
+    def __init__(
+        self, environment: jinja2.Environment, kernel: KernelView, alone: bool = False
+    ) -> None:
+        self.environment, self.view, self.alone = environment, kernel, alone
 
     def kernel(self) -> str:
         """The whole translation unit."""
         template = self.environment.get_template("kernel.cu.j2")
-        return template.render(kernel=self.view, emit=self.emit)
+        one_thread = _Renderer(self.environment, self.view, alone=True)
+        return template.render(kernel=self.view, emit=self.emit, emit_alone=one_thread.emit)
 
     def emit(self, nodes: tuple[Node, ...], depth: int = 0) -> str:
         """The text of a block, indented ``depth`` levels; runs of one thread under one guard."""
         text = ""
         for elected, run in itertools.groupby(nodes, is_elected):
             body = "".join(self._node(node) for node in run)
-            if elected:
+            if elected and not self.alone:
                 guard = self.environment.get_template("control/elected.j2")
                 body = guard.render(body="".join(f"  {line}" for line in body.splitlines(True)))
             text += body
@@ -132,6 +137,9 @@ def template_name(node: Node) -> str:
         name += f"_{node.buffer.lower()}"
     if isinstance(node, Arrive):
         name += f"_{node.by.name.lower()}"
+    if isinstance(node, EachWork):
+        kinds = {type(child) for child in node.body}
+        name += "_claim" if ClaimWork in kinds else "_read" if ReadWork in kinds else "_static"
     if isinstance(node, ForTiles):
         name += f"_{node.segment.name.lower()}"
     folder = "control" if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)) else "stages"

@@ -67,6 +67,7 @@ class HostView:
     maps: tuple[MapView, ...]
     longest_first: bool
     persistent: bool
+    claims: bool  # work tiles are claimed from a counter
     cta_per_sm: int
 
 
@@ -104,6 +105,7 @@ class KernelView:
     producer: RoleView
     consumer: RoleView
     buffers: dict[str, Buffer]
+    types: dict[str, str]  # element type of each buffer
     barriers: tuple[Barrier, ...]
     named: tuple[NamedBarrier, ...]
     element: str
@@ -120,6 +122,7 @@ class KernelView:
     banner: tuple[str, ...]
 
 
+_BUFFER_TYPES = {"bf16": "Element", "fp16": "Element", "int32": "int"}
 _ELEMENTS = {"bf16": "__nv_bfloat16", "fp16": "__half"}
 _PTX_TYPES = {"bf16": "bf16", "fp16": "f16"}
 
@@ -140,6 +143,7 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         producer=_role(program, program.role("producer")),
         consumer=_role(program, program.role("consumer")),
         buffers={buffer.name: buffer for buffer in program.buffers},
+        types={buffer.name: _BUFFER_TYPES[buffer.dtype.value] for buffer in program.buffers},
         barriers=program.barriers,
         named=program.named,
         element=_ELEMENTS[program.dtype.value],
@@ -173,6 +177,7 @@ def host_view(schedule: Schedule, program: Program, meta: KernelMeta) -> HostVie
         maps=tuple(maps),
         longest_first=schedule.longest_first,
         persistent=schedule.tiling.persistence is not Persistence.NONE,
+        claims=schedule.tiling.persistence is Persistence.DYNAMIC,
         cta_per_sm=1,
     )
 

@@ -21,6 +21,7 @@ class Arch:
     wgmma_rows: int  # rows of one warpgroup MMA
     swizzle_bytes: int  # widest TMA and wgmma swizzle: the width of a shared-memory column chunk
     mbarrier_bytes: int
+    word_alignment: int  # bytes; of buffers that are no tiles
     tile_alignment: int  # bytes; a 128-byte swizzle repeats every 8 rows
 
 
@@ -35,5 +36,6 @@ HOPPER = Arch(
     wgmma_rows=64,
     swizzle_bytes=128,
     mbarrier_bytes=8,
+    word_alignment=16,
     tile_alignment=1024,
 )

@@ -69,7 +69,7 @@ def _check_layout(program: Program) -> None:
         for barrier in program.barriers
     }
     for name, (start, end) in {**spans, **barriers}.items():
-        unit = HOPPER.mbarrier_bytes if name in barriers else HOPPER.tile_alignment
+        unit = HOPPER.mbarrier_bytes if name in barriers else _alignment(program, name)
         if start % unit or start < 0 or end > program.shared_bytes:
             raise VerificationError(
                 f"{name} lies at bytes {start} .. {end} of {program.shared_bytes}, "
@@ -79,3 +79,9 @@ def _check_layout(program: Program) -> None:
         span = spans.get(other) or barriers[other]
         if barrier != other and overlap((barriers[barrier],), (span,)):
             raise VerificationError(f"{barrier} shares bytes with {other}")
+
+
+def _alignment(program: Program, name: str) -> int:
+    """Swizzled tiles start where the swizzle does; a word only needs its own alignment."""
+    tile = program.buffer(name).stage_bytes >= HOPPER.tile_alignment
+    return HOPPER.tile_alignment if tile else HOPPER.word_alignment

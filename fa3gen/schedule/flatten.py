@@ -9,7 +9,9 @@ from fa3gen.errors import VerificationError
 from fa3gen.schedule.program import (
     Advance,
     Arrive,
+    ClaimWork,
     EachWork,
+    EndOfWork,
     Expect,
     ForTiles,
     Gemm,
@@ -21,6 +23,7 @@ from fa3gen.schedule.program import (
     Node,
     OnInstance,
     Program,
+    ReadWork,
     Role,
     Segment,
     Wait,
@@ -84,13 +87,12 @@ class _Flattener:
         for node in nodes:
             match node:
                 case EachWork(body):
-                    for index in range(len(self.work)):
-                        yield from self._walk(body, index, 0)
+                    yield from self._each_work(body)
                 case IfTiles(body):
-                    if self.work[work].tiles > 0:
+                    if self._tiles(work).tiles > 0:
                         yield from self._walk(body, work, tile)
                 case ForTiles(segment, body):
-                    for t in visits(self.work[work], self.program.peeled, segment):
+                    for t in visits(self._tiles(work), self.program.peeled, segment):
                         yield from self._walk(body, work, t)
                 case OnInstance(instance, body):
                     if instance == self.instance:
@@ -100,6 +102,21 @@ class _Flattener:
                 case _:
                     yield self._resolve(node, work, tile)
 
+    def _tiles(self, work: int) -> TileRange:
+        if not 0 <= work < len(self.work):
+            raise VerificationError(f"{self.role.name} works on a work tile that is not there")
+        return self.work[work]
+
+    def _each_work(self, body: tuple[Node, ...]) -> Iterator[Step]:
+        """Each work tile; where they are claimed, also the claim that finds none."""
+        for index in range(len(self.work)):
+            yield from self._walk(body, index, 0)
+        ends = [at for at, node in enumerate(body) if isinstance(node, EndOfWork)]
+        if ends:
+            yield from self._walk(body[: ends[0] + 1], len(self.work), 0)
+        elif any(isinstance(node, (ClaimWork, ReadWork)) for node in body):
+            raise VerificationError(f"{self.role.name} claims work tiles in a loop without end")
+
     def _resolve(self, instruction: Instruction, work: int, tile: int) -> Step:
         match instruction:
             case Wait() | Arrive() | Expect():
@@ -107,9 +124,10 @@ class _Flattener:
                 if isinstance(instruction, Wait) and instruction.empty:
                     phase -= 1
                 return Step(instruction, work, tile, stage, phase)
-            case Load():
+            case Load() | ClaimWork() | ReadWork():
                 stage, phase = self._position(instruction.cursor, instruction.shift)
-                return Step(instruction, work, tile - instruction.skew, stage, phase)
+                skew = instruction.skew if isinstance(instruction, Load) else 0
+                return Step(instruction, work, tile - skew, stage, phase)
             case Gemm():
                 stage, phase = self._position(instruction.b_cursor, instruction.shift)
                 stage_a = 0

@@ -24,17 +24,21 @@ from fa3gen.schedule.program import (
     Barrier,
     Buffer,
     CalcKind,
+    ClaimWork,
+    EndOfWork,
     Executor,
     FenceBarrierInit,
     Gemm,
     GemmKind,
     InitBarrier,
+    Instruction,
     NamedArrive,
     NamedBarrier,
     NamedSync,
     OnInstance,
     Program,
     ProxyFence,
+    ReadWork,
     RegisterTile,
     Role,
     Segment,
@@ -45,12 +49,19 @@ from fa3gen.schedule.program import (
     TmaStore,
     TmaStoreCommit,
     TmaStoreWait,
+    Wait,
 )
-from fa3gen.schedule.schedule import MemoryPlan, Placement, RegisterPlan, RoleName, Schedule
+from fa3gen.schedule.schedule import (
+    MemoryPlan,
+    Persistence,
+    Placement,
+    RegisterPlan,
+    RoleName,
+    Schedule,
+)
+from fa3gen.schedule.tiles import producer_needs
 
 __all__ = ["lower"]
-
-_PRODUCER_NEEDS = 24  # registers of the producer: addresses and cursors only
 
 _CALCS: dict[str, tuple[CalcKind, tuple[str, ...], tuple[str, ...]]] = {
     "Mask": (CalcKind.MASK, ("S",), ("S",)),
@@ -99,7 +110,15 @@ def lower(schedule: Schedule) -> Program:
 def _buffers(schedule: Schedule, memory: MemoryPlan) -> tuple[Buffer, ...]:
     chunk = HOPPER.swizzle_bytes // schedule.spec.dtype.bytes
     return tuple(
-        Buffer(plan.tile, plan.offset, plan.rows, plan.cols, plan.dtype, plan.stages, chunk)
+        Buffer(
+            plan.tile,
+            plan.offset,
+            plan.rows,
+            plan.cols,
+            plan.dtype,
+            plan.stages,
+            min(chunk, plan.cols),
+        )
         for plan in memory.buffers
     )
 
@@ -149,6 +168,7 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
 
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():
+        emit.append(*_claim(schedule))
         with emit.if_tiles():
             if depth:
                 loads(range(depth), Segment.FIRST)
@@ -157,7 +177,34 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             loads(range(depth + 1), Segment.ALL)
             if depth:
                 loads(range(1, depth + 1), Segment.DRAIN)
-    return Role("producer", 0, 1, registers.producer, _PRODUCER_NEEDS, emit.body)
+    needs = producer_needs(schedule.tiling.persistence)
+    return Role("producer", 0, 1, registers.producer, needs, emit.body)
+
+
+def _claim(schedule: Schedule) -> tuple[Instruction, ...]:
+    """The producer claims work tiles for the CTA, if they are claimed at all."""
+    if schedule.tiling.persistence is not Persistence.DYNAMIC:
+        return ()
+    return (
+        Wait("Work_empty", "Work", empty=True),
+        ClaimWork("Work", "Work"),
+        Arrive("Work_full", "Work", Executor.ELECTED),
+        Advance("Work"),
+        EndOfWork(),
+    )
+
+
+def _follow(schedule: Schedule) -> tuple[Instruction, ...]:
+    """The consumers read what the producer has claimed."""
+    if schedule.tiling.persistence is not Persistence.DYNAMIC:
+        return ()
+    return (
+        Wait("Work_full", "Work"),
+        ReadWork("Work", "Work"),
+        Arrive("Work_empty", "Work", Executor.EACH_WARP),
+        Advance("Work"),
+        EndOfWork(),
+    )
 
 
 def _set_registers(emit: Emitter, granted: int, launch: int) -> None:
@@ -181,6 +228,7 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             OnInstance(tiling.warpgroups - 1, (NamedArrive(turn.barrier, turn.threads, 1),))
         )
     with emit.each_work():
+        emit.append(*_follow(schedule))
         emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
         emit.acquire("Q")
         with emit.if_tiles():

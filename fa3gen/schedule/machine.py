@@ -20,6 +20,8 @@ from fa3gen.schedule.flatten import Step, flatten
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
+    ClaimWork,
+    EndOfWork,
     Executor,
     Expect,
     FenceBarrierInit,
@@ -30,6 +32,7 @@ from fa3gen.schedule.program import (
     NamedSync,
     Program,
     ProxyFence,
+    ReadWork,
     SetRegisters,
     StageOut,
     StoreRows,
@@ -165,6 +168,18 @@ class Machine:
                 return self._named(agent, step, instruction)
             case Load():
                 self._load(agent, step, instruction)
+            case ClaimWork():
+                spans = self.shared.spans(instruction.buffer, step.stage, None)
+                self._access(agent, Touch(spans, True, Proxy.GENERIC, Executor.ELECTED))
+                self.shared.put(instruction.buffer, step.stage, None, step.work)
+                agent.claimed = step.work
+            case ReadWork():
+                self._read_work(agent, step, instruction)
+            case EndOfWork():
+                if agent.claimed != step.work:
+                    raise VerificationError(
+                        f"is at work tile {step.work}, has claimed {agent.claimed}"
+                    )
             case Gemm():
                 self._gemm(agent, step, instruction)
             case WgmmaFence():
@@ -352,6 +367,11 @@ class Machine:
             self.monitor.transact(agent, barrier)
         self.shared.poison(spans)  # until it lands
         self.flights.append(flight)
+
+    def _read_work(self, agent: Agent, step: Step, read: ReadWork) -> None:
+        spans = self.shared.spans(read.buffer, step.stage, None)
+        self._access(agent, Touch(spans, False, Proxy.GENERIC, Executor.ALL))
+        agent.claimed = self.shared.operand(read.buffer, step.stage, None).value
 
     def _stage_out(self, agent: Agent, step: Step, stage_out: StageOut) -> None:
         spans = self.shared.spans(stage_out.buffer, 0, agent.instance)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fa3gen.dtypes import DType
 from fa3gen.errors import ScheduleError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.schedule import (
     BarrierPlan,
     BufferPlan,
     MemoryPlan,
+    Persistence,
     RegisterPlan,
     RegisterUse,
     Schedule,
@@ -47,16 +49,19 @@ def plan_memory(schedule: Schedule) -> Schedule:
     at = offset if apart else buffers[0].offset
     buffers.append(BufferPlan("O", at, tiling.block_m, v, spec.dtype, 1, over))
     offset += buffers[-1].bytes if apart else 0
+    if tiling.persistence is Persistence.DYNAMIC:  # the number of the work tile at hand
+        buffers.append(BufferPlan("Work", offset, 1, 1, DType.INT32, 1, None))
+        offset += HOPPER.word_alignment
     barriers = _barriers(buffers, offset, tiling.warpgroups)
     end = offset + sum(barrier.stages for barrier in barriers) * HOPPER.mbarrier_bytes
     return replace(schedule, memory=MemoryPlan(tuple(buffers), barriers, end))
 
 
 def _barriers(buffers: list[BufferPlan], offset: int, warpgroups: int) -> tuple[BarrierPlan, ...]:
-    """A full and an empty mbarrier for each stage of each buffer that TMA fills.
+    """A full and an empty mbarrier for each stage of each buffer that the producer fills.
 
-    A full barrier gets one arrival, with the bytes; an empty one an arrival of every consumer warp,
-    but of each warpgroup's storing thread alone where O lies over the buffer.
+    A full barrier gets one arrival, with TMA's bytes; an empty one that of every consumer warp, but
+    of each warpgroup's storing thread alone where O lies over the buffer.
     """
     over = {buffer.over for buffer in buffers}
     plans = []
@@ -76,7 +81,7 @@ def plan_registers(schedule: Schedule) -> Schedule:
     lanes = HOPPER.registers // HOPPER.warpgroup
     step = HOPPER.register_step
     launch = min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
-    consumer = consumer_limit(warpgroups)
+    consumer = consumer_limit(warpgroups, schedule.tiling.persistence)
     producer = min(launch * (warpgroups + 1) - consumer * warpgroups, launch)
     uses = register_needs(schedule.spec, schedule.tiling.block_n)
     plan = RegisterPlan(

@@ -30,7 +30,9 @@ __all__ = [
     "Buffer",
     "Calc",
     "CalcKind",
+    "ClaimWork",
     "EachWork",
+    "EndOfWork",
     "Executor",
     "Expect",
     "FenceBarrierInit",
@@ -48,6 +50,7 @@ __all__ = [
     "OnInstance",
     "Program",
     "ProxyFence",
+    "ReadWork",
     "RegisterTile",
     "Role",
     "Segment",
@@ -294,6 +297,29 @@ class Load:
     shift: int = 0
 
 
+@dataclass(frozen=True)
+class ClaimWork:
+    """Claim the CTA's next work tile and write its number to a stage (elected thread)."""
+
+    buffer: str
+    cursor: str
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class ReadWork:
+    """Read the number of the work tile at hand; one past the last ends the loop."""
+
+    buffer: str
+    cursor: str
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class EndOfWork:
+    """Leave the loop over work tiles if the claim is past the last."""
+
+
 class GemmKind(enum.Enum):
     """The products of attention."""
 
@@ -378,6 +404,9 @@ Instruction = (
     | TmaStoreCommit
     | TmaStoreWait
     | Load
+    | ClaimWork
+    | ReadWork
+    | EndOfWork
     | Gemm
     | Calc
     | StageOut
@@ -406,7 +435,11 @@ class Segment(enum.Enum):
 
 @dataclass(frozen=True)
 class EachWork:
-    """Run ``body`` for each work tile of the CTA."""
+    """Run ``body`` for each work tile of the CTA.
+
+    They follow from the CTA's index; or, where the body has an ``EndOfWork``, they are claimed
+    before it, and the loop ends there once the claim is past the last.
+    """
 
     body: tuple[Node, ...]
 

@@ -36,6 +36,7 @@ class Persistence(enum.Enum):
 
     NONE = "one work tile a CTA"
     STATIC = "CTA i takes work tiles i, i + grid, ..."
+    DYNAMIC = "a CTA claims its next work tile from a counter"
 
 
 @dataclass(frozen=True)

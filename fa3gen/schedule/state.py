@@ -187,6 +187,7 @@ class Agent:
     touched: set[str] = field(default_factory=set)  # register tiles not fenced for wgmma
     stores_open: list[Store] = field(default_factory=list)  # issued, not committed
     stores: deque[list[Store]] = field(default_factory=deque)
+    claimed: int | None = None  # work tile it knows the CTA to be at
     waiting: int | None = None  # named-barrier generation it has arrived at and waits for
 
     @property

@@ -51,11 +51,16 @@ def shared_needs(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -
     }
 
 
-def consumer_limit(warpgroups: int) -> int:
-    """The registers that setmaxnreg can grant each consumer thread beside one idle producer."""
+def producer_needs(persistence: Persistence) -> int:
+    """Registers of the producer: addresses, cursors and, where it claims, its claim."""
+    return HOPPER.min_registers + (8 if persistence is Persistence.DYNAMIC else 0)
+
+
+def consumer_limit(warpgroups: int, persistence: Persistence) -> int:
+    """The registers that setmaxnreg can grant each consumer thread beside the producer."""
     lanes = HOPPER.registers // HOPPER.warpgroup
     launch = lanes // (warpgroups + 1) // HOPPER.register_step * HOPPER.register_step
-    share = (launch * (warpgroups + 1) - HOPPER.min_registers) // warpgroups
+    share = (launch * (warpgroups + 1) - producer_needs(persistence)) // warpgroups
     return min(share // HOPPER.register_step * HOPPER.register_step, HOPPER.max_registers)
 
 
@@ -73,15 +78,27 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> Tiling:
             "schedule.pingpong: with overlap 1 the two products of a step have no common turn; "
             "use overlap 2 or pingpong false"
         )
+    persistence = _persistence(spec, bounds)
+    registers = consumer_limit(warpgroups, persistence)
     asked = knobs.tile.n if knobs.tile else None
-    block_n = asked or _widest(spec, bounds, block_m, stages)
-    problem = over_budget(spec, block_m, block_n, stages)
+    block_n = asked or _widest(spec, bounds, block_m, stages, registers)
+    problem = over_budget(spec, block_m, block_n, stages, registers)
     if problem:
         raise ScheduleError(f"tile {block_m}x{block_n} does not fit: {problem}")
-    persistence = Persistence.STATIC
-    if knobs.persistent is not None and knobs.persistent.value == "false":
-        persistence = Persistence.NONE
     return Tiling(block_m, block_n, warpgroups, stages, overlap, pingpong, persistence)
+
+
+def _persistence(spec: AttentionSpec, bounds: KeyBounds) -> Persistence:
+    """As asked; else claims if work tiles differ in length, for a fixed order leaves a tail."""
+    asked = spec.schedule.persistent
+    if asked is not None:
+        return {
+            "false": Persistence.NONE,
+            "static": Persistence.STATIC,
+            "dynamic": Persistence.DYNAMIC,
+        }[asked.value]
+    uneven = bounds.masks_right or bounds.masks_left
+    return Persistence.DYNAMIC if uneven else Persistence.STATIC
 
 
 def _check_supported(spec: AttentionSpec) -> None:
@@ -90,7 +107,6 @@ def _check_supported(spec: AttentionSpec) -> None:
     refused = {
         "overlap": knobs.overlap == 3,
         "p_operand": knobs.p_operand is not None and knobs.p_operand.value == "shared",
-        "persistent": knobs.persistent is not None and knobs.persistent.value == "dynamic",
         "warp_specialized": knobs.warp_specialized is False,
     }
     for key, refuse in refused.items():
@@ -114,26 +130,32 @@ def _warpgroups(spec: AttentionSpec) -> int:
     return knobs.warpgroups or (rows // HOPPER.wgmma_rows if rows else 2)
 
 
-def _widest(spec: AttentionSpec, bounds: KeyBounds, block_m: int, stages: int) -> int:
+def _widest(
+    spec: AttentionSpec, bounds: KeyBounds, block_m: int, stages: int, registers: int
+) -> int:
     """The widest KV tile within the budgets."""
     diagonal = bounds.masks_right or bounds.masks_left
     for block_n in range(256, 0, -16):
         if diagonal and block_m % block_n:
             continue
-        if not over_budget(spec, block_m, block_n, stages):
+        if not over_budget(spec, block_m, block_n, stages, registers):
             return block_n
     raise ScheduleError(
         "no KV tile fits: "
-        + (over_budget(spec, block_m, 16, stages) or "no width divides the tile")
+        + (over_budget(spec, block_m, 16, stages, registers) or "no width divides the tile")
     )
 
 
-def over_budget(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -> str | None:
-    """The first budget that a tile breaks, line by line; None if it fits."""
-    registers = register_needs(spec, block_n)
-    limit = consumer_limit(block_m // HOPPER.wgmma_rows)
-    if sum(registers.values()) > limit:
-        return _lines(registers, limit, "registers a consumer thread")
+def over_budget(
+    spec: AttentionSpec, block_m: int, block_n: int, stages: int, registers: int
+) -> str | None:
+    """The first budget that a tile breaks, line by line; None if it fits.
+
+    ``registers``: what a consumer thread may hold.
+    """
+    needs = register_needs(spec, block_n)
+    if sum(needs.values()) > registers:
+        return _lines(needs, registers, "registers a consumer thread")
     shared = shared_needs(spec, block_m, block_n, stages)
     over_q = spec.head_dim.v <= spec.head_dim.qk
     if over_q:

@@ -1,4 +1,4 @@
-// Host side of fa3gen::causal_d128_bf16_d8f32ef0: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::causal_d128_bf16_d96d2029: its torch ops, and how its kernel is launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,15 +9,16 @@ namespace {
 using fa3gen::host::Tensor;
 
 constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::causal_d128_bf16_d8f32ef0",
+    .op = "fa3gen::causal_d128_bf16_d96d2029",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
     .block_m = 128,
     .threads = 384,
-    .smem_bytes = 196688,
+    .smem_bytes = 196720,
     .cta_per_sm = 1,
     .persistent = true,
+    .claims = true,
     .longest_first = true,
     .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
     .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
@@ -37,11 +38,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d128_bf16_d8f32ef0(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d128_bf16_d8f32ef0_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d128_bf16_d96d2029(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d128_bf16_d96d2029_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d128_bf16_d8f32ef0", TORCH_BOX(&forward));
-  m.impl("causal_d128_bf16_d8f32ef0_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d128_bf16_d96d2029", TORCH_BOX(&forward));
+  m.impl("causal_d128_bf16_d96d2029_out", TORCH_BOX(&forward_out));
 }

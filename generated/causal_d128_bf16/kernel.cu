@@ -9,9 +9,9 @@
 //   rings       2 stages of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   ping-pong   consumers take turns on the tensor core
-//   grid        CTA i takes work tiles i, i + grid, ...
-//   shared      196688 bytes
-//   registers   producer 24, consumers 240
+//   grid        a CTA claims its next work tile from a counter
+//   shared      196720 bytes
+//   registers   producer 40, consumers 232
 #include <cuda.h>
 
 #include <cute/tensor.hpp>
@@ -46,13 +46,16 @@ constexpr int kQOffset = 0;  // 128 x 128
 constexpr int kKOffset = 32768;  // 128 x 128, 2 stages
 constexpr int kVOffset = 98304;  // 128 x 128, 2 stages
 constexpr int kOOffset = 163840;  // 128 x 128
-constexpr int kQFullOffset = 196608;
-constexpr int kQEmptyOffset = 196616;
-constexpr int kKFullOffset = 196624;
-constexpr int kKEmptyOffset = 196640;
-constexpr int kVFullOffset = 196656;
-constexpr int kVEmptyOffset = 196672;
-constexpr int kSharedBytes = 196688;
+constexpr int kWorkOffset = 196608;  // 1 x 1
+constexpr int kQFullOffset = 196624;
+constexpr int kQEmptyOffset = 196632;
+constexpr int kKFullOffset = 196640;
+constexpr int kKEmptyOffset = 196656;
+constexpr int kVFullOffset = 196672;
+constexpr int kVEmptyOffset = 196688;
+constexpr int kWorkFullOffset = 196704;
+constexpr int kWorkEmptyOffset = 196712;
+constexpr int kSharedBytes = 196720;
 constexpr int kStageK = kBlockN * kHeadDimQK;  // elements
 constexpr int kStageV = kBlockN * kHeadDimV;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
@@ -153,12 +156,15 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
   Element* const sK = reinterpret_cast<Element*>(shared + kKOffset);
   Element* const sV = reinterpret_cast<Element*>(shared + kVOffset);
   Element* const sO = reinterpret_cast<Element*>(shared + kOOffset);
+  int* const sWork = reinterpret_cast<int*>(shared + kWorkOffset);
   auto& q_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kQFullOffset);
   auto& q_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kQEmptyOffset);
   auto& k_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kKFullOffset);
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
   auto& v_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kVEmptyOffset);
+  auto& work_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kWorkFullOffset);
+  auto& work_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kWorkEmptyOffset);
   // Descriptors and barriers
   if (threadIdx.x == 0) {
     fa3gen::prefetch_map(tma_q);
@@ -171,19 +177,32 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
     fa3gen::init_barriers(v_empty, 8);
+    fa3gen::init_barriers(work_full, 1);
+    fa3gen::init_barriers(work_empty, 8);
     fa3gen::fence_barrier_init();
   }
   __syncthreads();
 
   if (threadIdx.x < 128) {
     // TMA warpgroup: one thread loads Q, K and V
-    fa3gen::shrink_registers<24>();
+    fa3gen::shrink_registers<40>();
     if (threadIdx.x == 0) {
       fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
-      for (int work = blockIdx.x; work < params.work_tiles; work += gridDim.x) {
-        fa3gen::WorkTile const tile = fa3gen::work_tile(work, params);
+      fa3gen::Ring<1> work;
+      fa3gen::WorkClaims claims;
+      for (;;) {
+        fa3gen::wait_barrier(work_empty[work.stage], work.parity ^ 1);
+        int const index = claims.next(params);
+        sWork[work.stage] = index;
+        fa3gen::arrive_barrier(work_full[work.stage]);
+        work.advance();
+        if (index >= params.work_tiles) {
+          break;
+        }
+
+        fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
         fa3gen::KvRange const kv = kv_range(tile.m_block, params);
         int n = kv.end - 1;  // KV tile
 
@@ -227,7 +246,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     }
   } else {
     // Math warpgroups: 64 query rows each
-    fa3gen::grow_registers<240>();
+    fa3gen::grow_registers<232>();
     int const consumer = __shfl_sync(0xffffffff, threadIdx.x / 128, 0) - 1;  // uniform in a warp
     int const thread = threadIdx.x % 128;
     bool const elected = thread == 0;
@@ -258,11 +277,20 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::Ring<1> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
+    fa3gen::Ring<1> work;
     if (consumer == 1) {
       fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
     }
-    for (int work = blockIdx.x; work < params.work_tiles; work += gridDim.x) {
-      fa3gen::WorkTile const tile = fa3gen::work_tile(work, params);
+    for (;;) {
+      fa3gen::wait_barrier(work_full[work.stage], work.parity);
+      int const index = __shfl_sync(0xffffffff, sWork[work.stage], 0);  // uniform
+      fa3gen::arrive_each_warp(work_empty[work.stage]);
+      work.advance();
+      if (index >= params.work_tiles) {
+        break;
+      }
+
+      fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
       fa3gen::KvRange const kv = kv_range(tile.m_block, params);
       int n = kv.end - 1;  // KV tile
 

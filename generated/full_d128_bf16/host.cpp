@@ -18,6 +18,7 @@ constexpr fa3gen::host::ForwardKernel kKernel{
     .smem_bytes = 213072,
     .cta_per_sm = 1,
     .persistent = true,
+    .claims = false,
     .longest_first = false,
     .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
     .k = {.rows = 176, .cols = 64, .swizzle_bytes = 128},

@@ -188,8 +188,8 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
-      for (int work = blockIdx.x; work < params.work_tiles; work += gridDim.x) {
-        fa3gen::WorkTile const tile = fa3gen::work_tile(work, params);
+      for (int index = blockIdx.x; index < params.work_tiles; index += gridDim.x) {
+        fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
         fa3gen::KvRange const kv = kv_range(tile.m_block, params);
         int n = kv.end - 1;  // KV tile
 
@@ -267,8 +267,8 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     if (consumer == 1) {
       fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
     }
-    for (int work = blockIdx.x; work < params.work_tiles; work += gridDim.x) {
-      fa3gen::WorkTile const tile = fa3gen::work_tile(work, params);
+    for (int index = blockIdx.x; index < params.work_tiles; index += gridDim.x) {
+      fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
       fa3gen::KvRange const kv = kv_range(tile.m_block, params);
       int n = kv.end - 1;  // KV tile
 

@@ -233,7 +233,7 @@ def test_register_budget() -> None:
     right = program(CAUSAL)
     greedy = tuple(replace(role, needs=role.registers + 1) for role in right.roles)
     assert re.search(
-        r"register budget: producer needs 25 registers a thread, holds 24",
+        r"register budget: producer needs 41 registers a thread, holds 40",
         complaint(replace(right, roles=greedy)),
     )
     fat = tuple(replace(role, registers=248) for role in right.roles)

@@ -55,6 +55,11 @@ struct ColumnOperand {
   }
 };
 
+// Earlier accesses to wgmma's registers come before the next wgmma.
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
 // Issue C (+)= A B over kBlocks k blocks, both operands in shared memory.
 template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
 __device__ __forceinline__ void issue_gemm(A const& a, B const& b, int stage_units, C& c) {
@@ -65,18 +70,16 @@ __device__ __forceinline__ void issue_gemm(A const& a, B const& b, int stage_uni
 }
 
 // Issue C (+)= A B with A in registers, (4 registers, k blocks).
+// NOTES: an earlier fence may cover A and C already, but ptxas puts one of its own before a product that
+// reads registers (C7519), and where it cannot it serialises every wgmma of the kernel (C7520).
 template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
 __device__ __forceinline__ void issue_gemm_registers(A const& a, B const& b, int stage_units,
                                                      C& c) {
+  wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kBlocks; ++k) {
     Product::issue(c.data(), &a(0, k), b(k, stage_units), kAccumulate == Accumulate::kYes || k > 0);
   }
-}
-
-// Earlier accesses to wgmma's registers come before the next wgmma.
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void wgmma_commit() {

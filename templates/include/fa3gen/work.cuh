@@ -36,6 +36,22 @@ __device__ __forceinline__ WorkTile work_tile(int work, ForwardParams const& par
   return {params.m_blocks - 1 - rank, head, head / params.heads_per_kv, batch};
 }
 
+// Claims of work tiles by the CTAs of a persistent grid: the first is a CTA's own index, the others
+// come from a counter. Each valid work tile makes one claim, so work_tiles claims are made in all and
+// atomicInc, which wraps after as many, leaves the counter at zero for the next launch.
+struct WorkClaims {
+  int claimed = blockIdx.x;
+
+  // The claim made last; the next one is under way while this work tile is loaded.
+  __device__ __forceinline__ int next(ForwardParams const& params) {
+    int const index = claimed;
+    if (index < params.work_tiles) {
+      claimed = gridDim.x + atomicInc(params.next_work, params.work_tiles - 1);
+    }
+    return index;
+  }
+};
+
 // KV tiles begin .. end - 1 are visited, from the last down; those in [full_begin, full_end) need no
 // mask. begin <= full_begin <= full_end <= end.
 struct KvRange {

@@ -14,6 +14,7 @@
 #include "fa3gen/host/error.h"
 #include "fa3gen/host/tensor.h"
 #include "fa3gen/host/tensor_map.h"
+#include "fa3gen/host/work_counter.h"
 #include "fa3gen/params.h"
 
 namespace fa3gen::host {
@@ -29,6 +30,7 @@ struct ForwardKernel {
   int smem_bytes;
   int cta_per_sm;
   bool persistent;     // a CTA runs many work tiles, else one
+  bool claims;         // CTAs claim their work tiles from a counter
   bool longest_first;  // work tiles are ordered longest first inside groups of heads that share the L2
   Box q;
   Box k;
@@ -155,6 +157,14 @@ inline void launch(const ForwardKernel& kernel, DeviceKernel& device_kernel, con
   config.blockDim = dim3(kernel.threads);
   config.dynamicSmemBytes = kernel.smem_bytes;
   config.stream = current_stream(device);
+  Tensor graph_counter;  // a graph may replay beside any stream: its launches have counters of their own
+  if (kernel.claims && is_capturing(config.stream)) {
+    graph_counter = allocate(tensors.q, {1}, ScalarType::Int);
+    params.next_work = static_cast<unsigned*>(graph_counter.mutable_data_ptr());
+    check_cuda(cudaMemsetAsync(params.next_work, 0, sizeof *params.next_work, config.stream), "cudaMemsetAsync");
+  } else if (kernel.claims) {
+    params.next_work = work_counter(device, config.stream);
+  }
   void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, &params};
   check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments), "cudaLaunchKernelExC");
 }
