@@ -1,32 +1,45 @@
-"""The compiler's driver: spec, schedule, proof, source, artifact, op."""
+"""The compiler's driver: spec, schedule, proof, source, artifact, op.
+
+What makes a kernel (``spec``, ``schedule``, ``codegen``, ``jit.compiler``) is imported when a
+kernel must be made. A kernel that the cache's index finds needs none of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from fa3gen.codegen import KernelSource, render
-from fa3gen.errors import InputError
-from fa3gen.jit.cache import build_cached
+from fa3gen import debug
+from fa3gen.errors import InputError, ToolchainError
+from fa3gen.jit import index
+from fa3gen.jit.cache import build_cached, cache_directory, look
+from fa3gen.jit.index import SpecSource
+from fa3gen.jit.known import known_toolchain
 from fa3gen.runtime.artifact import Artifact
-from fa3gen.runtime.attention import Attention
+from fa3gen.runtime.attention import CAPABILITY, Attention
 from fa3gen.runtime.op import register, register_interpreted
-from fa3gen.schedule import Schedule, make_schedule, verify
-from fa3gen.schedule.interpret import Interpreter
-from fa3gen.schedule.lower import lower
-from fa3gen.spec import AttentionSpec, load_spec
+
+if TYPE_CHECKING:
+    from fa3gen.codegen import KernelSource
+    from fa3gen.jit.toolchain import Toolchain
+    from fa3gen.schedule import Schedule
+    from fa3gen.spec import AttentionSpec
 
 __all__ = ["SpecLike", "build", "compile", "interpreted", "source_of"]
 
-SpecLike = str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec
+SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec"
+Progress = Callable[[str], None]
 
 
-def compile(spec: SpecLike, *, progress: Callable[[str], None] | None = None) -> Attention:
+def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     """The attention op of a spec: a path, YAML text, a mapping or an AttentionSpec.
 
     With a Hopper GPU the kernel is built (or found in the cache) and runs on CUDA tensors. Without
@@ -34,41 +47,130 @@ def compile(spec: SpecLike, *, progress: Callable[[str], None] | None = None) ->
     each step of a build starts. Raises SpecError, ScheduleError, UnsupportedError, ToolchainError
     or BuildError.
     """
-    loaded = load_spec(spec)
-    schedule = make_schedule(loaded)
-    if not _has_hopper():
-        return interpreted(schedule)
-    artifact = build_cached(source_of(schedule), progress=progress)
-    return Attention(register(artifact), spec=loaded, artifact=artifact)
+    debug.set_up()
+    if not has_hopper():
+        return interpreted(_scheduled(spec))
+    request = _Request.of(spec)
+    if found := request.find():
+        with contextlib.suppress(InputError):  # damaged: it is built again
+            return Attention(register(found), spec=request.load, artifact=found)
+    schedule = _scheduled(spec)
+    artifact = request.build(schedule, progress)
+    return Attention(register(artifact), spec=schedule.spec, artifact=artifact)
 
 
-def build(
-    spec: SpecLike, directory: str | Path, *, progress: Callable[[str], None] | None = None
-) -> Artifact:
+def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = None) -> Artifact:
     """Build a spec's kernel into ``directory``, which must not exist or be empty.
 
     The artifact is self-contained: ``fa3gen.load(directory)`` needs torch alone.
     """
+    debug.set_up()
     target = Path(directory)
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"-o: {target} must not exist or be empty")
-    cached = build_cached(source_of(make_schedule(load_spec(spec))), progress=progress)
-    shutil.copytree(cached.directory, target, dirs_exist_ok=True)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"-o: {target} must not exist, or be an empty folder")
+    request = _Request.of(spec)
+    artifact = request.find()
+    if artifact is None or look(artifact.directory) is None:
+        artifact = request.build(_scheduled(spec), progress)
+    shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
     return Artifact.read(target)
 
 
 def source_of(schedule: Schedule) -> KernelSource:
     """The proved source of a schedule: its Program is verified before it is rendered."""
-    verify(lower(schedule))
-    return render(schedule)
+    from fa3gen.codegen import render
+    from fa3gen.schedule import verify
+    from fa3gen.schedule.lower import lower
+
+    program = lower(schedule)
+    _log("schedule", debug.PASSES, "the Program:\n%s", program)
+    _log("schedule", debug.CHOICES, "%s", verify(program))
+    source = render(schedule)
+    _log("codegen", debug.SOURCE, "kernel.cu:\n%s", source.device)
+    _log("codegen", debug.SOURCE, "host.cpp:\n%s", source.host)
+    return source
 
 
 def interpreted(schedule: Schedule) -> Attention:
     """An op that runs a schedule's Program on CPU tensors."""
+    from fa3gen.schedule.interpret import Interpreter
+
     meta = source_of(schedule).meta
     return Attention(register_interpreted(meta, Interpreter(schedule)), spec=schedule.spec)
 
 
-def _has_hopper() -> bool:
-    """Whether the current CUDA device can run sm_90a code."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+def has_hopper() -> bool:
+    """Whether torch sees a GPU that can run sm_90a code."""
+    return torch.cuda.is_available() and any(
+        torch.cuda.get_device_capability(device) == CAPABILITY
+        for device in range(torch.cuda.device_count())
+    )
+
+
+def _scheduled(spec: SpecLike) -> Schedule:
+    from fa3gen.schedule import make_schedule
+    from fa3gen.spec import load_spec
+
+    schedule = make_schedule(load_spec(spec))
+    _log("schedule", debug.CHOICES, "%s: %s", schedule.spec.name, schedule.tiling)
+    return schedule
+
+
+def _log(package: str, level: int, message: str, *values: object) -> None:
+    logging.getLogger(f"fa3gen.{package}").log(level, message, *values)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A spec as it was given, and its key in the cache's index (None: it has none)."""
+
+    spec: SpecLike
+    root: Path
+    toolchain: Toolchain | None
+    source: SpecSource | None
+    key: str | None
+
+    @staticmethod
+    def of(spec: SpecLike) -> _Request:
+        root = cache_directory()
+        try:
+            toolchain = known_toolchain(root)
+        except ToolchainError:  # raised again by the build, after what is wrong with the spec
+            return _Request(spec, root, None, None, None)
+        source, key = _index_key(spec, toolchain)
+        return _Request(spec, root, toolchain, source, key)
+
+    def load(self) -> object:
+        """The spec."""
+        from fa3gen.spec import AttentionSpec
+
+        if isinstance(self.spec, AttentionSpec):
+            return self.spec
+        assert self.source is not None
+        return self.source.load()
+
+    def find(self) -> Artifact | None:
+        """What the index holds; nothing while ``FA3GEN_DEBUG`` asks for what a build would log."""
+        if self.key is None or debug.debug_level():
+            return None
+        return index.find(self.root, self.key)
+
+    def build(self, schedule: Schedule, progress: Progress | None) -> Artifact:
+        """The kernel, found under its full key or built, and then noted in the index."""
+        artifact = build_cached(
+            source_of(schedule), toolchain=self.toolchain, progress=progress
+        )
+        # What the key was made of may have changed since: the spec's file, fa3gen's own files.
+        if self.key and self.toolchain and self.key == _index_key(self.spec, self.toolchain)[1]:
+            index.record(self.root, self.key, artifact)
+        return artifact
+
+
+def _index_key(spec: SpecLike, toolchain: Toolchain) -> tuple[SpecSource | None, str | None]:
+    source = index.read_spec(spec)
+    if source is None:
+        return None, None
+    try:
+        return source, index.index_key(source, toolchain)
+    except OSError:  # a file of fa3gen's went away while it was read
+        return source, None

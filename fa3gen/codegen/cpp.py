@@ -1,7 +1,8 @@
 """The expression printer: sympy integer expressions and masks as C++.
 
-Every product, quotient and comparison is parenthesised by C++'s precedence alone; integer division
-and remainder floor, as in Python, through ``fa3gen::floor_div`` and ``fa3gen::floor_mod``.
+Everything is parenthesised by C++'s precedence alone, but for ``and`` in ``or`` and conditionals in
+one another. Integer division and remainder floor, as in Python, through ``fa3gen::floor_div`` and
+``fa3gen::floor_mod``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Callable
 import sympy
 
 from fa3gen.errors import RenderError
-from fa3gen.spec.symbols import FloorDiv
+from fa3gen.schedule.integers import summands
+from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 
 __all__ = ["print_cpp"]
 
 # C++ precedence, loosest first.
-_OR, _AND, _EQUAL, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(8)
+_CONDITIONAL, _OR, _AND, _EQUAL, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(9)
 
 _RELATIONS: dict[type[sympy.Basic], tuple[str, int]] = {
     sympy.Le: ("<=", _COMPARE),
@@ -29,6 +31,7 @@ _RELATIONS: dict[type[sympy.Basic], tuple[str, int]] = {
 
 _CALLS: dict[type[sympy.Basic], str] = {
     FloorDiv: "fa3gen::floor_div",
+    FloorMod: "fa3gen::floor_mod",
     sympy.Mod: "fa3gen::floor_mod",
     sympy.Min: "min",
     sympy.Max: "max",
@@ -37,7 +40,10 @@ _CALLS: dict[type[sympy.Basic], str] = {
 
 
 def print_cpp(expr: sympy.Basic, name: Callable[[str], str] = lambda symbol: symbol) -> str:
-    """C++ text of an integer or boolean expression; ``name`` maps symbols to C++ names."""
+    """C++ text of an integer or boolean expression; ``name`` maps symbols to C++ names.
+
+    Raises RenderError for what has no integer form in C++, and for constants beyond int32.
+    """
     return _print(expr, name)[0]
 
 
@@ -53,10 +59,10 @@ def _print(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
     if isinstance(expr, sympy.Symbol):
         return name(expr.name), _ATOM
     if isinstance(expr, sympy.Integer):
-        return str(expr), _ATOM if expr >= 0 else _UNARY
+        return _integer(int(expr))
     if isinstance(expr, (sympy.And, sympy.Or)):
         joiner, level = (" && ", _AND) if isinstance(expr, sympy.And) else (" || ", _OR)
-        parts = sorted(at(part, level + 1) for part in expr.args)
+        parts = sorted(at(part, _AND + 1) for part in expr.args)
         return joiner.join(parts), level
     if isinstance(expr, sympy.Not):
         return "!" + at(expr.args[0], _UNARY), _UNARY
@@ -70,7 +76,20 @@ def _print(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
         return _sum(expr, name), _SUM
     if isinstance(expr, sympy.Mul):
         return _product(expr, name)
+    if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
+        return " * ".join([at(expr.base, _PRODUCT + 1)] * int(expr.exp)), _PRODUCT
+    if isinstance(expr, Where):
+        condition, yes, no = (at(part, _OR) for part in expr.args)
+        return f"{condition} ? {yes} : {no}", _CONDITIONAL
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
+
+
+def _integer(value: int) -> tuple[str, int]:
+    if not -(2**31) <= value < 2**31:
+        raise RenderError(f"no C++ form of {value}: integers are int32 in kernels")
+    if value == -(2**31):  # C++ reads the digits without the sign, as a long
+        return f"{value + 1} - 1", _SUM
+    return str(value), _ATOM if value >= 0 else _UNARY
 
 
 def _arguments(expr: sympy.Basic, name: Callable[[str], str]) -> str:
@@ -84,14 +103,10 @@ def _arguments(expr: sympy.Basic, name: Callable[[str], str]) -> str:
 
 
 def _sum(expr: sympy.Add, name: Callable[[str], str]) -> str:
-    """Terms with their signs, positive ones first, constants last."""
-    terms = sorted(
-        expr.args,
-        key=lambda term: (term.could_extract_minus_sign(), term.is_Integer, str(term)),
-    )
+    """Terms with their signs."""
     text = ""
-    for term in terms:
-        negative = term.could_extract_minus_sign()
+    for term in summands(expr):
+        negative = term.as_coeff_Mul()[0] < 0 and term != -(2**31)
         part, precedence = _print(-term if negative else term, name)
         part = part if precedence > _SUM else f"({part})"
         if not text:

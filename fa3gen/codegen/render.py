@@ -114,11 +114,16 @@ class _Renderer:
                 body = guard.render(body="".join(f"  {line}" for line in body.splitlines(True)))
             text += body
         pad = " " * (_INDENT * depth)
-        return "".join(pad + line if line.strip() else line for line in text.splitlines(True))
+        return "".join(_indent(line, pad) for line in text.splitlines(True))
 
     def _node(self, node: Node) -> str:
         template = self.environment.get_template(template_name(node))
         return template.render(op=node, kernel=self.view, emit=self.emit)
+
+
+def _indent(line: str, pad: str) -> str:
+    """A line moved right; empty lines and preprocessor lines stay at the margin."""
+    return pad + line if line.strip() and not line.startswith("#") else line
 
 
 def is_elected(node: Node) -> bool:

@@ -1,22 +1,29 @@
 """The build cache: an artifact for each distinct build, shared by the user's processes.
 
+::
+
+    <op name>-<key>/        an artifact; the key covers everything its bytes depend on
+    <op name>-<key>.lock    held while it is built
+    .building-<...>/        a build under way
+    failed/<...>.log        what the compilers said of a build that failed
+    index/                  which artifact a spec has, and the toolchain found last
+
 Environment: ``FA3GEN_CACHE_DIR`` replaces the user's cache directory.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import platformdirs
-from filelock import FileLock
-
-from fa3gen.codegen.source import KernelSource
-from fa3gen.errors import InputError
+from fa3gen.errors import BuildError, InputError
 from fa3gen.jit import compiler
 from fa3gen.jit.compiler import Progress
 from fa3gen.jit.toolchain import Toolchain, find_toolchain
@@ -24,13 +31,23 @@ from fa3gen.paths import INCLUDE
 from fa3gen.runtime import artifact as artifact_module
 from fa3gen.runtime.artifact import Artifact
 
-__all__ = ["build_cached", "build_key", "cache_directory"]
+if TYPE_CHECKING:  # codegen brings in Jinja and sympy, which a warm start does without
+    from filelock import BaseFileLock
+
+    from fa3gen.codegen.source import KernelSource
+
+__all__ = ["build_cached", "build_key", "cache_directory", "look"]
+
+_BUILDING = ".building-"  # directories of builds under way
 
 
 def cache_directory() -> Path:
     """Where built kernels are kept; it may not exist yet."""
-    override = os.environ.get("FA3GEN_CACHE_DIR")
-    return Path(override) if override else platformdirs.user_cache_path("fa3gen", appauthor=False)
+    if override := os.environ.get("FA3GEN_CACHE_DIR"):
+        return Path(override).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("fa3gen", appauthor=False)
 
 
 def build_key(source: KernelSource, toolchain: Toolchain) -> str:
@@ -66,29 +83,42 @@ def build_cached(
 ) -> Artifact:
     """The artifact of ``source``, from the cache or built into it.
 
-    Safe among processes: one builds, the others wait for it. A damaged entry is built again.
-    ``toolchain`` defaults to this machine's. Raises ToolchainError and BuildError.
+    Safe among processes: one builds, the others wait for it; what a killed build left behind is
+    removed. A damaged entry is built again. Where the cache cannot be written the kernel is built
+    for this process alone, with a RuntimeWarning. ``toolchain`` defaults to this machine's. Raises
+    ToolchainError and BuildError.
     """
     toolchain = toolchain or find_toolchain()
     root = cache_directory()
     entry = root / f"{source.meta.op_name}-{build_key(source, toolchain)[:32]}"
-    if found := _look(entry):
+    if found := look(entry):
         return found
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{entry}.lock"):
-        if found := _look(entry):
+    try:
+        lock = _acquire(entry, progress)
+    except OSError as error:
+        return _build_aside(source, toolchain, progress, _reason(root, error))
+    try:
+        if found := look(entry):
             return found
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=root) as temporary:
-            built = Path(temporary) / "artifact"
-            compiler.build(source, built, toolchain, progress)
-            _publish(built, entry)
-    return Artifact.read(entry)
+        for left in root.glob(f"{_BUILDING}{entry.name}.*"):  # by a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            temporary = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{entry.name}.", dir=root))
+        except OSError as error:
+            return _build_aside(source, toolchain, progress, _reason(root, error))
+        try:
+            compiler.build(source, temporary / "artifact", toolchain, progress)
+            return _publish(temporary / "artifact", entry)
+        except BuildError as error:
+            raise _with_log(error, temporary, root / "failed" / f"{entry.name}.log") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        lock.release()
 
 
-def _look(entry: Path) -> Artifact | None:
-    """The entry, if it is there and whole."""
-    if not entry.is_dir():
-        return None
+def look(entry: Path) -> Artifact | None:
+    """The artifact in a directory of the cache, if it is there and whole."""
     try:
         artifact = Artifact.read(entry)
         artifact.verify_library()
@@ -97,15 +127,33 @@ def _look(entry: Path) -> Artifact | None:
     return artifact
 
 
-def _publish(built: Path, entry: Path) -> None:
+def _acquire(entry: Path, progress: Progress | None) -> BaseFileLock:
+    """The entry's lock, held; the system releases it when its process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{entry}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if progress:
+            progress(f"{entry.name}: another process builds it; waiting")
+        lock.acquire()
+    return lock
+
+
+def _publish(built: Path, entry: Path) -> Artifact:
     """Moves a finished build to its place, so that a reader sees all of it or nothing."""
     for path in sorted(built.iterdir()):
         _fsync(path)
     _fsync(built)
     if entry.exists():
-        shutil.rmtree(entry)  # damaged: _look has refused it under the lock
+        if found := look(entry):  # built meanwhile, after the lock file was removed
+            return found
+        entry.rename(built.with_name("damaged"))
     built.rename(entry)
     _fsync(entry.parent)
+    return Artifact.read(entry)
 
 
 def _fsync(path: Path) -> None:
@@ -114,3 +162,34 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _build_aside(
+    source: KernelSource, toolchain: Toolchain, progress: Progress | None, reason: str
+) -> Artifact:
+    """A build that lives as long as this process."""
+    warnings.warn(
+        f"{reason}; {source.meta.name} is built for this process alone. "
+        "Set FA3GEN_CACHE_DIR to a directory that can be written",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    temporary = tempfile.mkdtemp(prefix="fa3gen-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return compiler.build(source, Path(temporary) / "artifact", toolchain, progress)
+
+
+def _reason(root: Path, error: OSError) -> str:
+    return f"the cache {root} cannot be written ({error.strerror or error})"
+
+
+def _with_log(error: BuildError, temporary: Path, kept: Path) -> BuildError:
+    """The error, its build's log moved to a place that outlives the build."""
+    log = temporary.resolve() / "artifact/build.log"
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        log.replace(kept)
+    except OSError:
+        return error
+    message = str(error).replace(str(log), str(kept))
+    return BuildError(message if str(kept) in message else f"{message}\nall of it is in {kept}")

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -16,13 +17,17 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fa3gen.codegen.source import KernelSource
+from fa3gen.debug import COMPILER
 from fa3gen.errors import BuildError
 from fa3gen.jit.gates import KernelUsage, check_ptxas_log
 from fa3gen.jit.toolchain import Toolchain
 from fa3gen.paths import INCLUDE
 from fa3gen.runtime.artifact import Artifact, file_sha256
+
+if TYPE_CHECKING:
+    from fa3gen.codegen.source import KernelSource
 
 __all__ = ["DEVICE_FLAGS", "HOST_FLAGS", "LINK_FLAGS", "Progress", "build"]
 
@@ -79,6 +84,7 @@ def build(
     _write_inputs(source, directory, toolchain)
     succeeded = _run_ninja(directory, toolchain, progress)
     log = _collect_log(directory)
+    logging.getLogger("fa3gen.jit").log(COMPILER, "%s", log)
     if not succeeded:
         raise BuildError(_first_errors(log, directory / "build.log"))
     usage = check_ptxas_log(log, source.meta.symbol)

@@ -18,7 +18,24 @@ from pathlib import Path
 
 from fa3gen.errors import ToolchainError
 
-__all__ = ["Toolchain", "find_toolchain"]
+__all__ = [
+    "CUTLASS",
+    "TORCH",
+    "Toolchain",
+    "cuda_paths",
+    "cxx_version",
+    "find_cudart",
+    "find_cxx",
+    "find_ninja",
+    "find_nvcc",
+    "find_package",
+    "find_toolchain",
+    "nvcc_candidates",
+    "run",
+]
+
+TORCH = ("torch", "torch>=2.10")  # package, and the requirement that gets it
+CUTLASS = ("cutlass_library", "nvidia-cutlass==4.2.*")
 
 MINIMUM_NVCC = (12, 8)
 _NVCC_REMEDY = (
@@ -56,26 +73,27 @@ def find_toolchain() -> Toolchain:
     wheels; the C++ compiler from ``CXX``, else ``PATH``. Raises ToolchainError with what is
     missing and how to get it.
     """
-    nvcc, version = _find_nvcc()
-    include, libraries = _cuda_paths(nvcc)
-    cxx = _find_cxx()
-    torch = _package("torch", "torch>=2.10")
+    nvcc, version = find_nvcc()
+    include, libraries = cuda_paths(nvcc)
+    cxx = find_cxx()
+    torch = find_package(*TORCH)
     return Toolchain(
         nvcc=nvcc,
         nvcc_version=version,
         cxx=cxx,
-        cxx_version=_run(cxx, "-dumpfullversion", "-dumpversion").strip(),
+        cxx_version=cxx_version(cxx),
         cuda_include=include,
-        cudart_static=_find_cudart(nvcc, libraries),
-        cutlass_include=_package("cutlass_library", "nvidia-cutlass==4.2.*") / "source/include",
-        cutlass_version=importlib.metadata.version("nvidia-cutlass"),
+        cudart_static=find_cudart(nvcc, libraries),
+        cutlass_include=find_package(*CUTLASS) / "source/include",
+        cutlass_version=_cutlass_version(),
         torch_include=torch / "include",
         torch_lib=torch / "lib",
-        ninja=_find_ninja(),
+        ninja=find_ninja(),
     )
 
 
-def _find_nvcc() -> tuple[Path, str]:
+def find_nvcc() -> tuple[Path, str]:
+    """nvcc and its version; ToolchainError where there is none that can be used."""
     explicit = os.environ.get("FA3GEN_NVCC")
     if explicit:
         try:
@@ -83,7 +101,7 @@ def _find_nvcc() -> tuple[Path, str]:
         except ToolchainError as error:
             raise ToolchainError(f"FA3GEN_NVCC={explicit}: {error}") from error
     refused = []
-    for nvcc in _nvcc_candidates():
+    for nvcc in nvcc_candidates():
         try:
             return nvcc, _usable_version(nvcc)
         except ToolchainError as error:
@@ -92,7 +110,8 @@ def _find_nvcc() -> tuple[Path, str]:
     raise ToolchainError(f"no usable nvcc ({found}); {_NVCC_REMEDY}")
 
 
-def _nvcc_candidates() -> Iterator[Path]:
+def nvcc_candidates() -> Iterator[Path]:
+    """Where nvcc may be, the first choice first; ``FA3GEN_NVCC`` is not among them."""
     if home := os.environ.get("CUDA_HOME"):
         yield Path(home) / "bin/nvcc"
     if on_path := shutil.which("nvcc"):
@@ -106,7 +125,7 @@ def _nvcc_candidates() -> Iterator[Path]:
 
 def _usable_version(nvcc: Path) -> str:
     """Its version, "13.0.88"; raises ToolchainError where it is too old or does not run."""
-    text = _run(nvcc, "--version")
+    text = run(nvcc, "--version")
     found = re.search(r"\bV(\d+)\.(\d+)\.(\d+)", text)
     if not found:
         raise ToolchainError("`nvcc --version` shows no version")
@@ -118,9 +137,9 @@ def _usable_version(nvcc: Path) -> str:
     return ".".join(found.groups())
 
 
-def _cuda_paths(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def cuda_paths(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Include and library folders as nvcc itself passes them: its own path may be a wrapper."""
-    output = _run(nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull)
+    output = run(nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull)
     settings = dict(re.findall(r"^#\$ (INCLUDES|SYSTEM_INCLUDES|LIBRARIES)=(.*)$", output, re.M))
     words = {key: shlex.split(value) for key, value in settings.items()}
     include = [word[2:] for word in words.get("INCLUDES", []) if word.startswith("-I")]
@@ -131,7 +150,8 @@ def _cuda_paths(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return tuple(map(Path, include)), tuple(map(Path, libraries))
 
 
-def _find_cudart(nvcc: Path, libraries: tuple[Path, ...]) -> Path:
+def find_cudart(nvcc: Path, libraries: tuple[Path, ...]) -> Path:
+    """The static CUDA runtime among the library folders of an nvcc."""
     for folder in libraries:
         # The wheels keep in lib what nvcc looks for in lib64.
         for place in (folder, folder.parent / "lib64", folder.parent / "lib"):
@@ -143,7 +163,8 @@ def _find_cudart(nvcc: Path, libraries: tuple[Path, ...]) -> Path:
     )
 
 
-def _find_cxx() -> Path:
+def find_cxx() -> Path:
+    """The C++ compiler, from CXX or PATH."""
     asked = os.environ.get("CXX")
     for name in [asked] if asked else ["g++", "c++", "clang++"]:
         if found := shutil.which(name):
@@ -152,7 +173,13 @@ def _find_cxx() -> Path:
     raise ToolchainError(f"{what}; install g++ 10 or newer, or set CXX")
 
 
-def _find_ninja() -> Path:
+def cxx_version(cxx: Path) -> str:
+    """A C++ compiler's version, "12.2.0"."""
+    return run(cxx, "-dumpfullversion", "-dumpversion").strip()
+
+
+def find_ninja() -> Path:
+    """The ninja program of the package, else of PATH."""
     import ninja
 
     for folder in (ninja.BIN_DIR, ""):
@@ -161,16 +188,25 @@ def _find_ninja() -> Path:
     raise ToolchainError("the ninja program is missing; `pip install ninja`")
 
 
-def _package(name: str, requirement: str) -> Path:
-    """A package's folder, without importing it."""
+def find_package(name: str, requirement: str) -> Path:
+    """A package's folder, without importing it; ToolchainError names ``requirement``."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ToolchainError(f"package {name} is missing; `pip install '{requirement}'`")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _run(program: Path, *arguments: str) -> str:
-    """Standard output and error of a program that should succeed."""
+def _cutlass_version() -> str:
+    try:
+        return importlib.metadata.version("nvidia-cutlass")
+    except importlib.metadata.PackageNotFoundError:
+        raise ToolchainError(
+            f"cutlass_library is there without its package; `pip install '{CUTLASS[1]}'`"
+        ) from None
+
+
+def run(program: Path, *arguments: str) -> str:
+    """Standard output and error of a program that should succeed, ToolchainError if not."""
     try:
         done = subprocess.run(
             [program, *arguments], capture_output=True, text=True, timeout=60, check=False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch._ops import OpOverload
 
 from fa3gen.errors import InputError
 from fa3gen.runtime.artifact import Artifact
-from fa3gen.runtime.op import RegisteredOp, register
+from fa3gen.runtime.op import NAMESPACE, RegisteredOp, register
 
 __all__ = ["Attention", "load"]
 
@@ -31,17 +32,29 @@ class Attention:
     """
 
     def __init__(
-        self, registered: RegisteredOp, *, spec: object = None, artifact: Artifact | None = None
+        self,
+        registered: RegisteredOp,
+        *,
+        spec: object | Callable[[], object] = None,
+        artifact: Artifact | None = None,
     ) -> None:
+        """``spec`` may be a function that makes it: a kernel from the cache needs none to run."""
         meta = registered.meta
         self.name = meta.name
-        self.spec = spec
         self.artifact = artifact
+        self._spec = spec
         self._registered = registered
         self._dtype: torch.dtype = getattr(torch, meta.dtype.torch_name)
         self._head_dim_qk = meta.head_dim_qk
         self._head_dim_v = meta.head_dim_v
         self._default_scale = meta.head_dim_qk**-0.5
+
+    @property
+    def spec(self) -> Any:
+        """What it was compiled from, an AttentionSpec; None for an artifact loaded by its place."""
+        if callable(self._spec):
+            self._spec = self._spec()
+        return self._spec
 
     @property
     def op(self) -> OpOverload[..., Any]:
@@ -85,32 +98,64 @@ class Attention:
         without keys gives 0 and -inf. Raises InputError, naming argument, rule and value, before
         any launch.
         """
-        self._check_inputs(q, k, v)
         scale = self._default_scale if scale is None else _checked_scale(scale)
-        if out is None:
-            result, lse = self._forward(q, k, v, scale)
+        if out is not None:
+            result, lse = self._forward_out(q, k, v, scale, out)
+        elif _on_known_gpu(q, k, v) and not torch.compiler.is_compiling():
+            result, lse = self._launch(q, k, v, scale)
         else:
-            self._check_out(q, k, v, out)
-            batch, seqlen_q, heads, _ = q.shape
-            result, lse = out, q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
-            self._registered.out(q, k, v, scale, out, lse)
-            if not torch.compiler.is_compiling() and not out.is_inference():
-                torch.autograd.graph.increment_version(out)  # as torch's own in-place ops do
+            self._check_inputs(q, k, v)
+            result, lse = self._forward(q, k, v, scale)
         return (result, lse) if return_lse else result
+
+    def _launch(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """An eager call on a GPU: the op checks all that ``_check_inputs`` does, 2 us sooner."""
+        try:
+            if torch.is_grad_enabled() and (
+                q.requires_grad or k.requires_grad or v.requires_grad
+            ):
+                return self._registered.launch(q, k, v, scale)
+            # The op's autograd rule is Python and would only pass the call on, for 4 us.
+            with torch._C._AutoDispatchBelowAutograd():
+                return self._registered.launch(q, k, v, scale)
+        except RuntimeError as error:
+            self._explain(error, q, k, v)
 
     def _forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         op = self._registered.op
-        recorded = torch.is_grad_enabled() and (
-            q.requires_grad or k.requires_grad or v.requires_grad
-        )
         result: tuple[Tensor, Tensor]
-        if recorded or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (
+            torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        ):
             result = op(q, k, v, scale)
         else:
-            # The op's autograd rule is Python and would only pass the call on, for 4 us.
             with torch._C._AutoDispatchBelowAutograd():
                 result = op(q, k, v, scale)
         return result
+
+    def _forward_out(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self._check_inputs(q, k, v)
+        self._check_out(q, k, v, out)
+        batch, seqlen_q, heads, _ = q.shape
+        lse = q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
+        self._registered.out(q, k, v, scale, out, lse)
+        if not torch.compiler.is_compiling() and not out.is_inference():
+            torch.autograd.graph.increment_version(out)  # as torch's own in-place ops do
+        return out, lse
+
+    def _explain(self, error: RuntimeError, q: Tensor, k: Tensor, v: Tensor) -> NoReturn:
+        """Raises what the op's error means: InputError for a broken rule, else the error itself."""
+        try:
+            self._check_inputs(q, k, v)
+        except InputError as broken:
+            raise broken from None
+        op = f"{NAMESPACE}::{self._registered.meta.op_name}: "
+        _, found, rule = str(error).partition(op)
+        if found:  # a rule that the op alone checks
+            raise InputError(rule.splitlines()[0]) from None
+        raise error
 
     def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         self._check_tensor("q", q, self._head_dim_qk)
@@ -151,13 +196,13 @@ class Attention:
 
     def _check_device(self, device: torch.device) -> None:
         if device.type == "cuda":
+            if device.index not in _checked_gpus and not torch.compiler.is_compiling():
+                _check_gpu(device)
             if not self._registered.on_cuda:
                 raise InputError(
                     f"q: must be on the CPU, as {self.name} is interpreted (got {device}); "
-                    "compile it where the CUDA toolkit is, or load a built artifact"
+                    "compile it where torch sees a Hopper GPU, or load a built artifact"
                 )
-            if device.index not in _checked_gpus and not torch.compiler.is_compiling():
-                _check_gpu(device)
         elif device.type == "cpu":
             if self._registered.interpreted is None:
                 raise InputError(
@@ -193,6 +238,14 @@ def load(directory: str | Path) -> Attention:
     return Attention(register(artifact), artifact=artifact)
 
 
+def _on_known_gpu(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether all are plain tensors on one GPU that is known to be a Hopper."""
+    if type(q) is not Tensor or type(k) is not Tensor or type(v) is not Tensor:
+        return False
+    index = q.get_device()
+    return index in _checked_gpus and k.get_device() == index and v.get_device() == index
+
+
 def _checked_scale(scale: float) -> float:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise InputError(f"scale: must be a number (got {type(scale).__name__})")
@@ -210,8 +263,9 @@ def _check_gpu(device: torch.device) -> None:
     found = torch.cuda.get_device_capability(device)
     if found != CAPABILITY:
         raise InputError(
-            f"q: must be on a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} "
-            f"(got {device}, {torch.cuda.get_device_name(device)}, {found[0]}.{found[1]})"
+            f"q: must be on a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, Hopper "
+            f"(got {device}, {torch.cuda.get_device_name(device)}, {found[0]}.{found[1]}); "
+            "move the tensors to such a GPU, or to the CPU for the interpreter"
         )
     _checked_gpus.add(device.index)
 

@@ -52,9 +52,10 @@ class OpMeta(Protocol):
 class RegisteredOp:
     """A variant's pair of ops as they are now.
 
-    Attributes: ``op`` and ``out`` (OpOverload), ``on_cuda`` (a library is loaded), ``interpreted``
-    (the CPU implementation, or None). They change when the other kind of implementation is added,
-    so keep this object rather than its ops.
+    Attributes: ``op`` and ``out`` (OpOverload), ``launch`` (``op`` without its Python frame, for
+    eager calls), ``on_cuda`` (a library is loaded), ``interpreted`` (the CPU implementation, or
+    None). They change when the other kind of implementation is added, so keep this object rather
+    than its ops.
     """
 
     def __init__(self, meta: OpMeta) -> None:
@@ -63,6 +64,7 @@ class RegisteredOp:
         self.interpreted: Interpreted | None = None
         self.op: OpOverload[..., Any]
         self.out: OpOverload[..., Any]
+        self.launch: Callable[..., tuple[Tensor, Tensor]]
         self._library: Any = None  # torch's owner of what is written in Python
 
     def attach(self, *, define: bool) -> None:
@@ -74,6 +76,7 @@ class RegisteredOp:
             library.define(f"{name}_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!) lse) -> ()")
         self.op = getattr(_ops.fa3gen, name).default
         self.out = getattr(_ops.fa3gen, f"{name}_out").default
+        self.launch = self.op._op
         _register_shapes(library, self.meta)
         _register_autograd(library, self.meta)
         _register_flops(name, self.meta)

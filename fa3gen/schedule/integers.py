@@ -1,4 +1,4 @@
-"""Integer expressions of a query tile: the values they can take, what fits in int32, and their value.
+"""Integer expressions of a query tile: what values they can take, whether int32 holds them.
 
 They are integer combinations of positions, lengths and floor divisions by constants, joined by Min,
 Max and Where. Every statement here is about sequences of up to 2^30 positions: for any expression
@@ -16,7 +16,7 @@ from typing import Any
 
 import sympy
 
-from fa3gen.spec.symbols import FloorDiv, Where
+from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import q as Q
 from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
@@ -29,11 +29,13 @@ __all__ = [
     "at_its",
     "compiled",
     "extent",
+    "fits",
     "floor_div",
     "is_integer_form",
     "joined",
     "never_above",
     "saturated",
+    "summands",
     "terms",
 ]
 
@@ -51,7 +53,7 @@ _ROOM = 2**10  # a bound is rounded up to whole tiles in int32
 
 
 def terms(expr: Any) -> dict[Any, int] | None:
-    """Coefficients by term (the constant under 1), of an expanded sum; None if one is no integer."""
+    """Coefficients by term of an expanded sum (the constant's is 1); None if one is no integer."""
     found = sympy.expand(expr).as_coefficients_dict()
     if not all(coefficient.is_Integer for coefficient in found.values()):
         return None
@@ -63,7 +65,9 @@ def is_integer_form(expr: Any) -> bool:
     found = terms(expr)
     return found is not None and all(
         term in (1, Q, K, SEQLEN_Q, SEQLEN_K)
-        or (isinstance(term, FloorDiv) and term.args[1].is_Integer and is_integer_form(term.args[0]))
+        or (
+            isinstance(term, FloorDiv) and term.args[1].is_Integer and is_integer_form(term.args[0])
+        )
         for term in found
     )
 
@@ -72,12 +76,16 @@ def floor_div(dividend: Any, divisor: int) -> Any:
     """``dividend // divisor`` with whole multiples of a positive divisor taken out."""
     outside, inside = [], {}
     for term, coefficient in (terms(dividend) or {}).items():
-        whole = coefficient // divisor if term == 1 else int(coefficient / divisor)
+        whole = coefficient // divisor
+        if coefficient < 0 and term != 1:
+            whole = -(-coefficient // divisor)  # -q stays -q
         outside.append(whole * term)
         inside[term] = coefficient - whole * divisor
     constant = inside.pop(sympy.S.One, 0)
     common = math.gcd(divisor, *inside.values())
-    rest = sum((c // common * term for term, c in inside.items()), sympy.Integer(constant // common))
+    rest = sum(
+        (c // common * term for term, c in inside.items()), sympy.Integer(constant // common)
+    )
     return sympy.Add(*outside, FloorDiv(rest, sympy.Integer(divisor // common)))
 
 
@@ -85,9 +93,8 @@ def floor_div(dividend: Any, divisor: int) -> Any:
 
 
 def _corners(has_k: bool) -> list[dict[Any, int]]:
-    """The corners of all positions: 0 <= first row <= row <= last row < seqlen_q, 0 <= k < seqlen_k.
-
-    Without k there may be no keys.
+    """The corners of all positions, 0 <= k < seqlen_k (without k there may be no keys) and
+    0 <= first row <= row <= last row < seqlen_q.
     """
     last = _LONGEST - 1
     rows = [(0, 0, 0, 1), *((a, b, c, _LONGEST) for a, b, c in _chains(last))]
@@ -124,7 +131,7 @@ def never_above(low: Any, high: Any) -> bool:
 
 
 def _linear(expr: Any, upper: bool) -> dict[Any, Fraction]:
-    """A combination of positions and lengths that is nowhere below (``upper``) or above ``expr``."""
+    """A sum of positions and lengths that is nowhere below (``upper``) or above ``expr``."""
     total: dict[Any, Fraction] = {}
     for term, coefficient in (terms(expr) or {}).items():
         for part, weight in _linear_term(term, upper == (coefficient > 0)).items():
@@ -139,6 +146,8 @@ def _linear_term(term: Any, upper: bool) -> dict[Any, Fraction]:
         if not upper:
             bound[sympy.S.One] = bound.get(sympy.S.One, Fraction()) - (divisor - 1)
         return {part: weight / divisor for part, weight in bound.items()}
+    if isinstance(term, FloorMod):
+        return {sympy.S.One: Fraction(int(term.args[1]) - 1) if upper else Fraction()}
     if isinstance(term, (sympy.Min, sympy.Max, Where)):
         branches = term.args[1:] if isinstance(term, Where) else term.args
         ends = [extent(branch)[upper] for branch in branches]
@@ -156,59 +165,83 @@ def saturated(expr: Any) -> Any | None:
     Key bounds matter between 0 and the number of keys alone, so whatever would take them far
     beyond is clamped before it is multiplied or added.
     """
-    if _fits(expr) and _is_moderate(expr):
+    expr = _narrowed(expr)
+    if fits(expr) and _is_moderate(expr):
         return expr
-    found = terms(expr) or {}
-    constant = found.pop(sympy.S.One, 0)
-    if not found:
-        return None
-    factor = math.gcd(*found.values())
-    inner = sympy.Add(*(c // factor * term for term, c in found.items()))
-    if not _fits(inner):
+    factor, inner, constant = _in_factors(expr)
+    if not fits(inner):
         return None
     low, high = extent(inner)
-    if factor * high + constant > _LONGEST:
+    if factor * high + max(constant, 0) > _MOST - _ROOM:
         inner = sympy.Min(inner, -((constant - _LONGEST) // factor))
-    if factor * low + constant < 0:
+    if factor * low + min(constant, 0) < _LEAST:
         inner = sympy.Max(inner, -constant // factor)
     clamped = factor * inner + constant
-    return clamped if _fits(clamped) and _is_moderate(clamped) else None
+    return clamped if fits(clamped) and _is_moderate(clamped) else None
+
+
+def _narrowed(expr: Any) -> Any:
+    """Floors of long dividends as ``(a*u + c)//n = a*(u//n) + (a*(u%n) + c)//n``."""
+    parts = []
+    for term, coefficient in (terms(expr) or {}).items():
+        if isinstance(term, FloorDiv) and not fits(term.args[0]):
+            factor, inner, constant = _in_factors(term.args[0])
+            divisor = term.args[1]
+            rest = FloorDiv(factor * FloorMod(inner, divisor) + constant, divisor)
+            term = factor * FloorDiv(inner, divisor) + rest
+        parts.append(coefficient * term)
+    return sympy.Add(*parts)
+
+
+def _in_factors(expr: Any) -> tuple[int, Any, int]:
+    """An expression as ``factor * inner + constant``, the factor as large as it can be."""
+    found = terms(expr) or {}
+    constant = found.pop(sympy.S.One, 0)
+    factor = math.gcd(*found.values()) or 1
+    return factor, sympy.Add(*(c // factor * term for term, c in found.items())), constant
 
 
 def _is_moderate(expr: Any) -> bool:
-    low, high = extent(expr)
-    return _LEAST + _ROOM <= low and high <= _MOST - _ROOM
+    return bool(extent(expr)[1] <= _MOST - _ROOM)
 
 
-def _fits(expr: Any) -> bool:
-    """Whether every intermediate value of the C++ text fits in int32.
-
-    The text sums what is added, then what is subtracted, then the constant.
-    """
-    low, high = extent(expr)
-    if not (_LEAST <= low and high <= _MOST):
-        return False
+def fits(expr: Any) -> bool:
+    """Whether every intermediate value of the C++ text of ``expr`` fits in int32."""
+    parts = [part for part in expr.args if isinstance(part, sympy.Expr)]
     if isinstance(expr, sympy.Add):
-        found = terms(expr) or {}
-        order = sorted(found, key=lambda term: (term == 1, found[term] < 0))
-        parts = [found[term] * term for term in order]
-        sums = [sympy.Add(*parts[: count + 1]) for count in range(1, len(parts) - 1)]
-        return all(_fits(part) for part in parts) and all(_extent_fits(part) for part in sums)
-    return all(_fits(part) for part in expr.args if isinstance(part, sympy.Expr))
-
-
-def _extent_fits(expr: Any) -> bool:
+        parts = summands(expr)
+        parts += [sympy.Add(*parts[:count], evaluate=False) for count in range(2, len(parts))]
     low, high = extent(expr)
-    return _LEAST <= low and high <= _MOST
+    least = -_MOST if _is_negative(expr) else _LEAST  # -2 x may be written a - 2 x
+    return least <= low and high <= _MOST and all(fits(part) for part in parts)
+
+
+def summands(total: Any) -> list[Any]:
+    """The terms of a sum in the order in which C++ text adds them, the constant last.
+
+    Positive terms come first, so that no text begins with a minus sign where one can be avoided.
+    """
+
+    def place(term: Any) -> tuple[bool, bool, str]:
+        return term.is_Number, _is_negative(term), str(term)
+
+    found = sorted(total.args, key=place)
+    if _is_negative(found[0]) and found[-1].is_Number and not _is_negative(found[-1]):
+        found = [found[-1], *found[:-1]]
+    return found
+
+
+def _is_negative(term: Any) -> bool:
+    return bool(term.as_coeff_Mul()[0] < 0)
 
 
 # --- over a query tile ----------------------------------------------------------------------------
 
 
 def at_its(most: bool, expr: Any) -> Any:
-    """What is nowhere in ``q_first .. q_last`` exceeded (``most``) or undercut by an expression in q.
+    """An upper (``most``) or lower bound of an expression in q over ``q_first .. q_last``.
 
-    Attained where the expression is monotone in q.
+    It is attained if the expression is monotone in q.
     """
     if isinstance(expr, FloorDiv):
         return floor_div(at_its(most, expr.args[0]), int(expr.args[1]))
@@ -266,6 +299,8 @@ def compiled(expr: Any) -> Callable[[TileValues], int]:
             return lambda tile: max([part(tile) for part in parts])
         case FloorDiv():
             return lambda tile: first(tile) // rest[0](tile)
+        case FloorMod():
+            return lambda tile: first(tile) % rest[0](tile)
         case Where():
             return lambda tile: rest[0](tile) if first(tile) else rest[1](tile)
         case sympy.Le():

@@ -222,6 +222,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         q.advance();
 
         if (kv.begin < kv.end) {
+#pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
             fa3gen::expect_bytes(k_full[k.stage], 32768);
@@ -283,7 +284,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     }
     for (;;) {
       fa3gen::wait_barrier(work_full[work.stage], work.parity);
-      int const index = __shfl_sync(0xffffffff, sWork[work.stage], 0);  // uniform
+      int const index = fa3gen::read_each_warp(sWork[work.stage]);
       fa3gen::arrive_each_warp(work_empty[work.stage]);
       work.advance();
       if (index >= params.work_tiles) {

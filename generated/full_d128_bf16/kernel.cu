@@ -209,6 +209,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         q.advance();
 
         if (kv.begin < kv.end) {
+#pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
             fa3gen::expect_bytes(k_full[k.stage], 45056);

@@ -71,6 +71,15 @@ __device__ __forceinline__ void arrive_each_warp(uint64_t& barrier) {
   }
 }
 
+// A word that one lane of each warp reads, the lane that arrives for it; uniform for the compiler too.
+__device__ __forceinline__ int read_each_warp(int const& word) {
+  int value = 0;
+  if (threadIdx.x % 32 == 0) {
+    value = word;
+  }
+  return __shfl_sync(0xffffffff, value, 0);
+}
+
 // Named barriers: whoever syncs waits for all threads, whoever arrives does not.
 __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");

@@ -22,8 +22,10 @@ inline unsigned* work_counter(int device, cudaStream_t stream) {
   const std::lock_guard<std::mutex> lock(mutex);
   unsigned*& counter = counters[{device, id}];
   if (counter == nullptr) {
-    check_cuda(cudaMalloc(&counter, sizeof *counter), "cudaMalloc");
-    check_cuda(cudaMemsetAsync(counter, 0, sizeof *counter, stream), "cudaMemsetAsync");
+    void* memory = nullptr;
+    check_cuda(cudaMalloc(&memory, sizeof *counter), "cudaMalloc");
+    check_cuda(cudaMemsetAsync(memory, 0, sizeof *counter, stream), "cudaMemsetAsync");
+    counter = static_cast<unsigned*>(memory);
   }
   return counter;
 }
