@@ -168,18 +168,26 @@ def check(
     sizes: str = "small",
     dtype: torch.dtype = torch.bfloat16,
     head_dims: tuple[int, int] = (128, 128),
+    progress: Callable[[str], None] | None = None,
 ) -> list[CheckResult]:
     """Run ``op`` over a fixed set of cases and judge each by the error rule.
 
     ``op(q, k, v, *, scale, return_lse, out)`` takes (batch, seqlen, heads, dim) tensors of
     ``dtype``; ``head_dims`` are those of q and k, and of v. ``mask_text`` picks the hand-written
-    mask. Raises UnsupportedError for a mask that nobody has written by hand.
+    mask. ``progress`` receives each case's name before it runs. Raises UnsupportedError for a mask
+    that nobody has written by hand.
     """
     calls = 3 if sizes == "large" else 1
-    return [
-        run_case(op, mask_text, case, device=device, dtype=dtype, head_dims=head_dims, calls=calls)
-        for case in cases(sizes)
-    ]
+    results = []
+    for case in cases(sizes):
+        if progress:
+            progress(case.name)
+        results.append(
+            run_case(
+                op, mask_text, case, device=device, dtype=dtype, head_dims=head_dims, calls=calls
+            )
+        )
+    return results
 
 
 def run_case(

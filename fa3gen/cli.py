@@ -1,42 +1,75 @@
-"""The command line: ``fa3gen show | schema | generate | verify | build | check | bench``.
+"""The command line: show, schema, generate, verify, build, check, bench, cache, doctor.
 
-Exit codes: 0, 1 (a check failed, or the spec is bad), 2 (bad use). An error is one message; set
-``FA3GEN_DEBUG`` for the traceback.
+Exit codes: 0, 1 (a check failed, or what was asked for cannot be had), 2 (bad use). An error is one
+message; set ``FA3GEN_DEBUG`` for the traceback.
 """
 
 from __future__ import annotations
 
+import enum
 import json
-import os
 import shlex
 import sys
 import time
+import traceback
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fa3gen.errors import Fa3genError
+from fa3gen import debug
+from fa3gen.errors import CompilerError, Fa3genError
+from fa3gen.progress import build_progress, check_progress
+
+if TYPE_CHECKING:
+    from fa3gen.spec import AttentionSpec
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+cache_app = typer.Typer(no_args_is_help=True, help="Built kernels kept on this machine.")
+app.add_typer(cache_app, name="cache")
 
 Spec = Annotated[str, typer.Argument(help="a spec file, or the name of a shipped spec")]
 Specs = Annotated[list[str], typer.Argument(help="spec files, or names of shipped specs")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+class Sizes(enum.Enum):
+    """The sets of cases of ``check``."""
+
+    SMALL = "small"
+    LARGE = "large"
 
 
 @app.command()
-def show(spec: Spec) -> None:
-    """Print a spec, its graph, schedule, budgets and Program."""
+def show(
+    spec: Spec,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw graph and timeline here (.svg or .png)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a spec, its graph, schedule, budgets, modelled occupancy and Program."""
     from fa3gen.schedule import make_schedule
     from fa3gen.schedule.lower import lower
-    from fa3gen.schedule.show import show_schedule
+    from fa3gen.schedule.show import schedule_json, show_schedule
     from fa3gen.spec import load_spec
+    from fa3gen.timeline import simulate
 
     schedule = make_schedule(load_spec(spec))
-    print(show_schedule(schedule))
-    print(f"\n{lower(schedule)}")
+    program = lower(schedule)
+    timeline = simulate(program, schedule.graph)
+    if plot is not None:
+        from fa3gen.plot import draw
+
+        draw(schedule.graph, timeline, plot)
+    if as_json:
+        _print_json(schedule_json(schedule, program))
+    else:
+        print(show_schedule(schedule))
+        print(f"\n== units of one SM, modelled\n{timeline}\n\n{program}")
 
 
 @app.command()
@@ -44,7 +77,7 @@ def schema() -> None:
     """Print the JSON Schema of a spec."""
     from fa3gen.spec import AttentionSpec
 
-    print(json.dumps(AttentionSpec.json_schema(), indent=2))
+    _print_json(AttentionSpec.json_schema())
 
 
 @app.command()
@@ -77,16 +110,24 @@ def generate(
 
 
 @app.command()
-def verify(specs: Specs) -> None:
+def verify(specs: Specs, as_json: Json = False) -> None:
     """Prove the Programs of specs free of deadlocks and races."""
     from fa3gen.schedule import make_program
     from fa3gen.schedule import verify as prove
+    from fa3gen.schedule.show import plain
     from fa3gen.spec import load_spec
 
+    proofs: list[Any] = []
     for spec in specs:
         started = time.perf_counter()
         proof = prove(make_program(load_spec(spec)))
-        print(f"{proof} in {time.perf_counter() - started:.2f} s")
+        seconds = round(time.perf_counter() - started, 3)
+        if as_json:
+            proofs.append({"spec": spec, "proof": plain(proof), "seconds": seconds})
+        else:
+            print(f"{proof} in {seconds:.2f} s")
+    if as_json:
+        _print_json(proofs)
 
 
 @app.command()
@@ -97,7 +138,8 @@ def build(
     """Build a kernel ahead of time; fa3gen.load(FOLDER) then needs torch alone."""
     from fa3gen.driver import build as build_spec
 
-    artifact = build_spec(spec, output, progress=_progress)
+    with build_progress() as progress:
+        artifact = build_spec(spec, output, progress=progress)
     print(
         f"{artifact.op_name}: {artifact.registers} registers, "
         f"{artifact.spill_bytes} bytes spilled, built in {artifact.build_seconds:.1f} s"
@@ -107,30 +149,32 @@ def build(
 @app.command()
 def check(
     spec: Spec,
-    sizes: Annotated[str, typer.Option(help="small or large (large on a GPU)")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    sizes: Annotated[
+        Sizes | None, typer.Option(help="the set of cases (large on a GPU, else small)")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Compare a variant with an fp64 reference, on the GPU or on the interpreter."""
     import torch
 
+    from fa3gen.check import cases, render_table
     from fa3gen.check import check as run_check
-    from fa3gen.check import render_table
-    from fa3gen.driver import compile as compile_spec
-    from fa3gen.spec import load_spec
 
-    loaded = load_spec(spec)
-    op = compile_spec(loaded, progress=_progress)
-    device = "cuda" if op.artifact is not None else "cpu"
-    results = run_check(
-        op,
-        loaded.mask,
-        device=device,
-        sizes=sizes or ("large" if device == "cuda" else "small"),
-        dtype=getattr(torch, loaded.dtype.torch_name),
-        head_dims=(loaded.head_dim.qk, loaded.head_dim.v),
-    )
+    loaded, op = _compiled(spec)
+    on_gpu = op.artifact is not None
+    chosen = (sizes or (Sizes.LARGE if on_gpu else Sizes.SMALL)).value
+    with check_progress(len(cases(chosen))) as progress:
+        results = run_check(
+            op,
+            loaded.mask,
+            device="cuda" if on_gpu else "cpu",
+            sizes=chosen,
+            dtype=getattr(torch, loaded.dtype.torch_name),
+            head_dims=(loaded.head_dim.qk, loaded.head_dim.v),
+            progress=progress,
+        )
     if as_json:
-        print(json.dumps([result.to_json() for result in results], indent=1))
+        _print_json([result.to_json() for result in results])
     else:
         render_table(results)
     if not all(result.ok for result in results):
@@ -142,20 +186,21 @@ def bench(
     spec: Spec,
     against: Annotated[str, typer.Option(help="fa3,cudnn,fa2,flex,fa4")] = "fa3,cudnn",
     lengths: Annotated[str, typer.Option(help="sequence lengths")] = "4096,8192,16384",
-    output: Annotated[Path | None, typer.Option("--json", help="write the results here")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="write the results here, as JSON")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Time a variant against its peers, interleaved in one run on this GPU."""
     from fa3gen.bench.problem import SpecFacts
     from fa3gen.bench.report import render
     from fa3gen.bench.run import run_bench
-    from fa3gen.driver import compile as compile_spec
     from fa3gen.errors import ToolchainError
-    from fa3gen.spec import load_spec
 
-    loaded = load_spec(spec)
-    op = compile_spec(loaded, progress=_progress)
+    peers, sizes = _peers(against), _numbers(lengths)
+    loaded, op = _compiled(spec)
     if op.artifact is None:
-        raise ToolchainError("bench: needs a Hopper GPU; there is none here")
+        raise ToolchainError("bench: needs a Hopper GPU, and torch sees none; see `fa3gen doctor`")
     facts = SpecFacts(
         mask=loaded.mask,
         dtype=loaded.dtype.value,
@@ -163,31 +208,125 @@ def bench(
         head_dim_v=loaded.head_dim.v,
         variant="plain",
     )
-    results = run_bench(
-        {"fa3gen": op},
-        facts,
-        [name for name in against.split(",") if name],
-        [int(length) for length in lengths.split(",")],
-        command=shlex.join(["fa3gen", *sys.argv[1:]]),
-    )
+    command = shlex.join(["fa3gen", *sys.argv[1:]])
+    results = run_bench({"fa3gen": op}, facts, peers, sizes, command=command)
     if output is not None:
         output.write_text(json.dumps(results, indent=1) + "\n")
-    print(render(results))
+    if as_json:
+        _print_json(results)
+    else:
+        print(render(results))
 
 
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has to build and run kernels, and how to get what is missing."""
+    from fa3gen.jit.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.verdict:8s} {finding.part:16s} {finding.detail}")
+    if not all(finding.works for finding in findings if finding.needed):
+        raise typer.Exit(1)
+
+
+@cache_app.command("path")
+def cache_path() -> None:
+    """Print where built kernels are kept."""
+    from fa3gen.jit.entries import cache_directory
+
+    print(cache_directory())
+
+
+@cache_app.command("list")
+def cache_list(as_json: Json = False) -> None:
+    """List the built kernels."""
+    from fa3gen.jit.entries import cache_directory, entries
+
+    found = entries(cache_directory())
+    if as_json:
+        _print_json([entry.to_json() for entry in found])
+        return
+    for entry in found:
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.built))
+        damaged = "" if entry.whole else "  damaged: it will be built again"
+        size = f"{entry.bytes / 2**20:.1f} MiB"
+        print(f"{entry.artifact.op_name:40s} {size:>9s}  {day}{damaged}")
+    total = sum(entry.bytes for entry in found)
+    print(f"{len(found)} kernels, {total / 2**20:.1f} MiB")
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Remove the built kernels; those that a process has loaded stay usable there."""
+    from fa3gen.jit.entries import cache_directory, clear
+
+    removed, busy = clear(cache_directory())
+    print(f"{removed} kernels removed")
+    if busy:
+        print(f"fa3gen: being built, so left alone: {', '.join(busy)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _compiled(spec: str) -> tuple[AttentionSpec, Any]:
+    """A spec and its op, with progress."""
+    from fa3gen.driver import compile as compile_spec
+    from fa3gen.spec import load_spec
+
+    loaded = load_spec(spec)
+    with build_progress() as progress:
+        return loaded, compile_spec(loaded, progress=progress)
+
+
+def _peers(text: str) -> list[str]:
+    from fa3gen.bench.contenders import PEERS
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in PEERS]:
+        raise typer.BadParameter(f"--against: {unknown[0]} is none of {', '.join(PEERS)}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--lengths: positive integers joined by commas (got {text!r})")
+    return [int(part) for part in parts]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _fail(message: str) -> None:
+    if debug.debug_level():
+        traceback.print_exc()
+    print(f"fa3gen: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"fa3gen: warning: {message}", file=sys.stderr)
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line and exit code 1."""
+    """Run the command line; an error is one message and exit code 1."""
+    debug.set_up()
+    warnings.showwarning = _show_warning
     try:
         app()
-    except Fa3genError as error:
-        if os.environ.get("FA3GEN_DEBUG"):
-            raise
-        print(f"fa3gen: {error}", file=sys.stderr)
-        sys.exit(1)
+    except CompilerError as error:
+        _fail(f"{type(error).__name__}, a fault of fa3gen's; please report it: {error}")
+    except (Fa3genError, OSError) as error:
+        _fail(str(error))
+    except Exception as error:
+        _fail(
+            f"{type(error).__name__}, a fault of fa3gen's; please report it with the traceback, "
+            f"which FA3GEN_DEBUG=1 shows: {error}"
+        )
 
 
 if __name__ == "__main__":

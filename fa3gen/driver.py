@@ -11,16 +11,15 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
 from fa3gen import debug
 from fa3gen.errors import InputError, ToolchainError
 from fa3gen.jit import index
-from fa3gen.jit.cache import build_cached, cache_directory, look
+from fa3gen.jit.entries import cache_directory, look
 from fa3gen.jit.index import SpecSource
 from fa3gen.jit.known import known_toolchain
 from fa3gen.runtime.artifact import Artifact
@@ -120,8 +119,7 @@ def _log(package: str, level: int, message: str, *values: object) -> None:
     logging.getLogger(f"fa3gen.{package}").log(level, message, *values)
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """A spec as it was given, and its key in the cache's index (None: it has none)."""
 
     spec: SpecLike
@@ -157,9 +155,9 @@ class _Request:
 
     def build(self, schedule: Schedule, progress: Progress | None) -> Artifact:
         """The kernel, found under its full key or built, and then noted in the index."""
-        artifact = build_cached(
-            source_of(schedule), toolchain=self.toolchain, progress=progress
-        )
+        from fa3gen.jit.cache import build_cached
+
+        artifact = build_cached(source_of(schedule), toolchain=self.toolchain, progress=progress)
         # What the key was made of may have changed since: the spec's file, fa3gen's own files.
         if self.key and self.toolchain and self.key == _index_key(self.spec, self.toolchain)[1]:
             index.record(self.root, self.key, artifact)

@@ -12,6 +12,7 @@ import sympy
 from fa3gen.codegen.cpp import print_cpp
 from fa3gen.codegen.source import KernelMeta
 from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.needs import product_dim
 from fa3gen.schedule.program import (
     Advance,
     Barrier,
@@ -114,6 +115,8 @@ class KernelView:
     fragments: dict[str, str]  # register tile to the name of its fragment
     consumers: int
     chunk: int  # columns of a 128-byte column chunk
+    product_qk: int  # head dims in whole k blocks of the products
+    product_v: int
     chunks_qk: int
     chunks_v: int
     wgmma_rows: int
@@ -152,6 +155,8 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         fragments={"S": "tSrS", "P": "tOrP", "O": "tOrO"},
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
+        product_qk=product_dim(schedule.spec.head_dim.qk),
+        product_v=product_dim(schedule.spec.head_dim.v),
         chunks_qk=program.buffer("Q").cols // program.buffer("Q").chunk,
         chunks_v=program.buffer("V").cols // program.buffer("V").chunk,
         wgmma_rows=HOPPER.wgmma_rows,
@@ -191,7 +196,7 @@ def _role(program: Program, role: Role) -> RoleView:
 def _products(program: Program) -> tuple[ProductView, ...]:
     """S = Q K^T from shared memory; O += P V with P in registers and V contracted along rows."""
     dtype = _PTX_TYPES[program.dtype.value]
-    columns = {"QK": program.block_n, "PV": program.buffer("V").cols}
+    columns = {"QK": program.block_n, "PV": program.tile("O").cols}
     comments = {
         "QK": "S (+)= Q K^T, both from shared memory",
         "PV": "O (+)= P V, P from registers, V from shared memory along its rows",

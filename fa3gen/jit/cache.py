@@ -1,15 +1,4 @@
-"""The build cache: an artifact for each distinct build, shared by the user's processes.
-
-::
-
-    <op name>-<key>/        an artifact; the key covers everything its bytes depend on
-    <op name>-<key>.lock    held while it is built
-    .building-<...>/        a build under way
-    failed/<...>.log        what the compilers said of a build that failed
-    index/                  which artifact a spec has, and the toolchain found last
-
-Environment: ``FA3GEN_CACHE_DIR`` replaces the user's cache directory.
-"""
+"""The build cache: an artifact for each distinct build, shared by the user's processes."""
 
 from __future__ import annotations
 
@@ -23,31 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fa3gen.errors import BuildError, InputError
+from fa3gen.errors import BuildError
 from fa3gen.jit import compiler
 from fa3gen.jit.compiler import Progress
+from fa3gen.jit.entries import BUILDING, cache_directory, look
 from fa3gen.jit.toolchain import Toolchain, find_toolchain
 from fa3gen.paths import INCLUDE
 from fa3gen.runtime import artifact as artifact_module
 from fa3gen.runtime.artifact import Artifact
 
-if TYPE_CHECKING:  # codegen brings in Jinja and sympy, which a warm start does without
+if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from fa3gen.codegen.source import KernelSource
 
-__all__ = ["build_cached", "build_key", "cache_directory", "look"]
-
-_BUILDING = ".building-"  # directories of builds under way
-
-
-def cache_directory() -> Path:
-    """Where built kernels are kept; it may not exist yet."""
-    if override := os.environ.get("FA3GEN_CACHE_DIR"):
-        return Path(override).expanduser()
-    import platformdirs
-
-    return platformdirs.user_cache_path("fa3gen", appauthor=False)
+__all__ = ["build_cached", "build_key"]
 
 
 def build_key(source: KernelSource, toolchain: Toolchain) -> str:
@@ -100,10 +79,10 @@ def build_cached(
     try:
         if found := look(entry):
             return found
-        for left in root.glob(f"{_BUILDING}{entry.name}.*"):  # by a build that was killed
+        for left in root.glob(f"{BUILDING}{entry.name}.*"):  # by a build that was killed
             shutil.rmtree(left, ignore_errors=True)
         try:
-            temporary = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{entry.name}.", dir=root))
+            temporary = Path(tempfile.mkdtemp(prefix=f"{BUILDING}{entry.name}.", dir=root))
         except OSError as error:
             return _build_aside(source, toolchain, progress, _reason(root, error))
         try:
@@ -115,16 +94,6 @@ def build_cached(
             shutil.rmtree(temporary, ignore_errors=True)
     finally:
         lock.release()
-
-
-def look(entry: Path) -> Artifact | None:
-    """The artifact in a directory of the cache, if it is there and whole."""
-    try:
-        artifact = Artifact.read(entry)
-        artifact.verify_library()
-    except InputError:
-        return None
-    return artifact
 
 
 def _acquire(entry: Path, progress: Progress | None) -> BaseFileLock:

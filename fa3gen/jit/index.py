@@ -15,14 +15,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fa3gen import paths
 from fa3gen._version import __version__
 from fa3gen.errors import InputError
-from fa3gen.jit.known import write_whole
+from fa3gen.jit.entries import write_whole
 from fa3gen.runtime.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ __all__ = ["SpecSource", "find", "index_key", "package_fingerprint", "read_spec"
 _RENDERERS = ("jinja2", "networkx", "pydantic", "sympy", "yaml")
 
 
-@dataclass(frozen=True)
-class SpecSource:
+class SpecSource(NamedTuple):
     """A spec as it was given: ``kind`` is yaml, json or spec, ``data`` its bytes."""
 
     kind: str

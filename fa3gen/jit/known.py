@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fa3gen.errors import ToolchainError
+from fa3gen.jit.entries import write_whole
 from fa3gen.jit.toolchain import (
     CUTLASS,
     TORCH,
@@ -26,7 +27,7 @@ from fa3gen.jit.toolchain import (
     nvcc_candidates,
 )
 
-__all__ = ["known_toolchain", "write_whole"]
+__all__ = ["known_toolchain"]
 
 _VARIABLES = ("FA3GEN_NVCC", "CUDA_HOME", "CXX")
 _PATHS = ("nvcc", "cxx", "cudart_static", "cutlass_include", "torch_include", "torch_lib", "ninja")
@@ -43,18 +44,6 @@ def known_toolchain(root: Path) -> Toolchain:
     record = {"toolchain": _plain(found), "stamps": [_stamp(path) for path in _witnesses(found)]}
     write_whole(place, json.dumps(record))
     return found
-
-
-def write_whole(path: Path, text: str) -> bool:
-    """Writes a small file so that a reader sees all of it or nothing; False if it cannot."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:  # a read-only or full cache: the next process finds out for itself again
-        return False
-    return True
 
 
 def _question() -> str:

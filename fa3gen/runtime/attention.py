@@ -23,6 +23,12 @@ TMA_ALIGNMENT = 16  # bytes
 
 _checked_gpus: set[int] = set()  # device indices known to have CAPABILITY
 
+# What an eager call uses, looked up once: a call should cost the CPU little.
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+_exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
+_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
 
 class Attention:
     """A compiled attention variant; call it with q, k, v.
@@ -101,7 +107,13 @@ class Attention:
         scale = self._default_scale if scale is None else _checked_scale(scale)
         if out is not None:
             result, lse = self._forward_out(q, k, v, scale, out)
-        elif _on_known_gpu(q, k, v) and not torch.compiler.is_compiling():
+        elif (
+            type(q) is type(k) is type(v) is Tensor
+            and k.is_cuda
+            and v.is_cuda
+            and q.get_device() in _checked_gpus
+            and not _is_dynamo_compiling()
+        ):
             result, lse = self._launch(q, k, v, scale)
         else:
             self._check_inputs(q, k, v)
@@ -111,13 +123,16 @@ class Attention:
     def _launch(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """An eager call on a GPU: the op checks all that ``_check_inputs`` does, 2 us sooner."""
         try:
-            if torch.is_grad_enabled() and (
-                q.requires_grad or k.requires_grad or v.requires_grad
+            if _is_excluded(_AUTOGRAD) or (
+                torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
             ):
                 return self._registered.launch(q, k, v, scale)
             # The op's autograd rule is Python and would only pass the call on, for 4 us.
-            with torch._C._AutoDispatchBelowAutograd():
+            _exclude(_AUTOGRAD, True)
+            try:
                 return self._registered.launch(q, k, v, scale)
+            finally:
+                _exclude(_AUTOGRAD, False)
         except RuntimeError as error:
             self._explain(error, q, k, v)
 
@@ -236,14 +251,6 @@ def load(directory: str | Path) -> Attention:
     """
     artifact = Artifact.read(directory)
     return Attention(register(artifact), artifact=artifact)
-
-
-def _on_known_gpu(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether all are plain tensors on one GPU that is known to be a Hopper."""
-    if type(q) is not Tensor or type(k) is not Tensor or type(v) is not Tensor:
-        return False
-    index = q.get_device()
-    return index in _checked_gpus and k.get_device() == index and v.get_device() == index
 
 
 def _checked_scale(scale: float) -> float:

@@ -16,9 +16,11 @@ class Arch:
     register_step: int  # granularity of setmaxnreg and of launch allotments
     max_registers: int  # of one thread, as setmaxnreg knows it
     min_registers: int
+    compiled_registers: int  # of one thread, that ptxas fills without spilling
     named_barriers: int  # ids of one CTA; id 0 is __syncthreads
     warpgroup: int  # threads
     wgmma_rows: int  # rows of one warpgroup MMA
+    product_block: int  # columns of a wgmma k block of 16-bit operands
     swizzle_bytes: int  # widest TMA and wgmma swizzle: the width of a shared-memory column chunk
     mbarrier_bytes: int
     word_alignment: int  # bytes; of buffers that are no tiles
@@ -31,9 +33,11 @@ HOPPER = Arch(
     register_step=8,
     max_registers=256,
     min_registers=24,
+    compiled_registers=248,
     named_barriers=16,
     warpgroup=128,
     wgmma_rows=64,
+    product_block=16,
     swizzle_bytes=128,
     mbarrier_bytes=8,
     word_alignment=16,

@@ -1,4 +1,4 @@
-"""From a mask to the keys it keeps: each comparison is solved for ``k`` by floor division.
+"""From a mask to the keys that a row keeps: each comparison is solved for ``k`` by floor division.
 
 A comparison is read as ``d <= 0``. Of ``a*k + g(q) <= 0`` the solution is exact; so is that of
 ``a*(k//n) + g(q) <= 0``, because ``k//n <= m`` is ``k <= n*m + n - 1``. Where k stands in several
@@ -13,16 +13,8 @@ from typing import Any
 
 import sympy
 
-from fa3gen.schedule.integers import (
-    at_its,
-    extent,
-    fits,
-    floor_div,
-    is_integer_form,
-    saturated,
-    terms,
-)
-from fa3gen.schedule.key_sets import ALL, NONE, UNKNOWN, Interval, KeySet, both, either
+from fa3gen.schedule.integers import extent, floor_div, is_integer_form, terms
+from fa3gen.schedule.key_sets import ALL, NONE, UNKNOWN, Interval, KeySet, both, either, solution
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where, negate
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import q as Q
@@ -34,11 +26,11 @@ __all__ = ["kept_keys"]
 
 _CASES = (sympy.Max, sympy.Min, sympy.Abs, Where)
 _MOST_CASES = 32  # of one comparison
-_MOST_COMPARISONS = 64  # of one mask
+_MOST_COMPARISONS = 16  # of one mask
 
 
 def kept_keys(mask: Any) -> KeySet:
-    """The keys that a mask in q, k, row and the lengths keeps."""
+    """The keys that a mask in q, k, row and the lengths keeps in a row."""
     if len(mask.atoms(sympy.core.relational.Relational)) > _MOST_COMPARISONS:
         return UNKNOWN
     return _kept(mask.xreplace({ROW: Q + SEQLEN_Q - SEQLEN_K}))
@@ -106,7 +98,7 @@ def _at_most_0(difference: Any) -> KeySet:
         rest = difference - coefficients[floor] * floor
         return _at_most_0(_without_floor(floor, coefficients[floor], rest))
     outside, inside = (_relaxed(difference, floors, upper) for upper in (False, True))
-    return KeySet(_at_most_0(outside).some, _at_most_0(inside).every)
+    return KeySet(_at_most_0(outside).outer, _at_most_0(inside).inner)
 
 
 def _by_cases(rest: Any, coefficient: Any, node: Any) -> KeySet:
@@ -148,32 +140,13 @@ def _relaxed(difference: Any, floors: list[Any], upper: bool) -> Any:
 def _solved(difference: Any, slope: int) -> KeySet:
     """The keys for which ``slope * k + g(q) <= 0``."""
     rest = difference - slope * K
-    if slope == 0:
-        return _of_rows(rest)
     if slope > 0:
-        end = floor_div(-rest, slope) + 1
-        some, every = (saturated(at_its(most, end)) for most in (True, False))
-        inside = () if every is None else (Interval(None, every),)
-        return KeySet(Interval(None, some), inside)
-    begin = floor_div(rest - slope - 1, -slope)
-    some, every = (saturated(at_its(most, begin)) for most in (False, True))
-    return KeySet(Interval(some, None), () if every is None else (Interval(every, None),))
-
-
-def _of_rows(rest: Any) -> KeySet:
-    """All keys where ``g(q) <= 0``, no keys elsewhere."""
-    some, every = (_if_at_most_0(at_its(most, rest)) for most in (False, True))
-    return KeySet(some or Interval(None, None), () if every is None else (every,))
-
-
-def _if_at_most_0(expr: Any) -> Interval | None:
-    """All keys or none, by a condition that int32 can decide; None if it cannot."""
-    coefficients = terms(expr) or {}
+        return solution(Interval(None, floor_div(-rest, slope) + 1))
+    if slope < 0:
+        return solution(Interval(floor_div(rest - slope - 1, -slope), None))
+    coefficients = terms(rest) or {}  # all keys where g(q) <= 0, none elsewhere
     constant = coefficients.pop(sympy.S.One, 0)
-    left, right = expr - constant, sympy.Integer(-constant)
-    compare = sympy.Le
+    condition = sympy.Le(rest - constant, -constant)
     if all(coefficient < 0 for coefficient in coefficients.values()):
-        left, right, compare = -left, -right, sympy.Ge
-    if not (fits(left) and fits(right)):
-        return None
-    return Interval(None, Where(compare(left, right), SEQLEN_K, sympy.Integer(0)))
+        condition = sympy.Ge(constant - rest, constant)
+    return solution(Interval(None, Where(condition, SEQLEN_K, sympy.Integer(0))))

@@ -2,7 +2,7 @@
 
 They are integer combinations of positions, lengths and floor divisions by constants, joined by Min,
 Max and Where. Every statement here is about sequences of up to 2^30 positions: for any expression
-that ``saturated`` returns, C++ in ``int`` computes what Python does.
+that ``bound_at_its`` returns, C++ in ``int`` computes what Python does.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ __all__ = [
     "Q_FIRST",
     "Q_LAST",
     "TileValues",
-    "at_its",
+    "bound_at_its",
     "compiled",
     "extent",
-    "fits",
     "floor_div",
     "is_integer_form",
     "joined",
     "never_above",
-    "saturated",
     "summands",
     "terms",
 ]
@@ -114,19 +112,31 @@ def _chains(last: int) -> list[tuple[int, int, int]]:
 _CORNERS = {has_k: _corners(has_k) for has_k in (False, True)}
 
 
+@functools.lru_cache(maxsize=4096)
 def extent(expr: Any) -> tuple[int, int]:
     """Bounds on the least and the greatest value, exact for sums of positions and lengths."""
     corners = _CORNERS[expr.has(K)]
-
-    def values(upper: bool) -> Iterable[Fraction]:
+    ends = []
+    for upper in (False, True):
         linear = _linear(expr, upper)
-        return (sum((c * at[term] for term, c in linear.items()), Fraction()) for at in corners)
+        scale = math.lcm(*(weight.denominator for weight in linear.values()))
+        weights = [(term, int(weight * scale)) for term, weight in linear.items()]
+        values = [sum([weight * at[term] for term, weight in weights]) for at in corners]
+        ends.append(max(values) // scale if upper else -(-min(values) // scale))
+    return ends[0], ends[1]
 
-    return math.ceil(min(values(False))), math.floor(max(values(True)))
 
-
+@functools.lru_cache(maxsize=4096)
 def never_above(low: Any, high: Any) -> bool:
     """Whether ``low <= high`` can be shown to hold always."""
+    if isinstance(low, sympy.Max):
+        return all(never_above(part, high) for part in low.args)
+    if isinstance(high, sympy.Min):
+        return all(never_above(low, part) for part in high.args)
+    if isinstance(high, sympy.Max):
+        return any(never_above(low, part) for part in high.args)
+    if isinstance(low, sympy.Min):
+        return any(never_above(part, high) for part in low.args)
     return extent(high - low)[0] >= 0
 
 
@@ -159,17 +169,17 @@ def _linear_term(term: Any, upper: bool) -> dict[Any, Fraction]:
 # --- int32 ----------------------------------------------------------------------------------------
 
 
-def saturated(expr: Any) -> Any | None:
+def _saturated(expr: Any) -> Any | None:
     """The same key bound computed within int32, None if that takes more than clamping one part.
 
     Key bounds matter between 0 and the number of keys alone, so whatever would take them far
     beyond is clamped before it is multiplied or added.
     """
     expr = _narrowed(expr)
-    if fits(expr) and _is_moderate(expr):
+    if _fits(expr) and _is_moderate(expr):
         return expr
     factor, inner, constant = _in_factors(expr)
-    if not fits(inner):
+    if not _fits(inner):
         return None
     low, high = extent(inner)
     if factor * high + max(constant, 0) > _MOST - _ROOM:
@@ -177,14 +187,14 @@ def saturated(expr: Any) -> Any | None:
     if factor * low + min(constant, 0) < _LEAST:
         inner = sympy.Max(inner, -constant // factor)
     clamped = factor * inner + constant
-    return clamped if fits(clamped) and _is_moderate(clamped) else None
+    return clamped if _fits(clamped) and _is_moderate(clamped) else None
 
 
 def _narrowed(expr: Any) -> Any:
     """Floors of long dividends as ``(a*u + c)//n = a*(u//n) + (a*(u%n) + c)//n``."""
     parts = []
     for term, coefficient in (terms(expr) or {}).items():
-        if isinstance(term, FloorDiv) and not fits(term.args[0]):
+        if isinstance(term, FloorDiv) and not _fits(term.args[0]):
             factor, inner, constant = _in_factors(term.args[0])
             divisor = term.args[1]
             rest = FloorDiv(factor * FloorMod(inner, divisor) + constant, divisor)
@@ -205,7 +215,7 @@ def _is_moderate(expr: Any) -> bool:
     return bool(extent(expr)[1] <= _MOST - _ROOM)
 
 
-def fits(expr: Any) -> bool:
+def _fits(expr: Any) -> bool:
     """Whether every intermediate value of the C++ text of ``expr`` fits in int32."""
     parts = [part for part in expr.args if isinstance(part, sympy.Expr)]
     if isinstance(expr, sympy.Add):
@@ -213,7 +223,7 @@ def fits(expr: Any) -> bool:
         parts += [sympy.Add(*parts[:count], evaluate=False) for count in range(2, len(parts))]
     low, high = extent(expr)
     least = -_MOST if _is_negative(expr) else _LEAST  # -2 x may be written a - 2 x
-    return least <= low and high <= _MOST and all(fits(part) for part in parts)
+    return least <= low and high <= _MOST and all(_fits(part) for part in parts)
 
 
 def summands(total: Any) -> list[Any]:
@@ -238,19 +248,37 @@ def _is_negative(term: Any) -> bool:
 # --- over a query tile ----------------------------------------------------------------------------
 
 
-def at_its(most: bool, expr: Any) -> Any:
+def _at_its(most: bool, expr: Any) -> Any:
     """An upper (``most``) or lower bound of an expression in q over ``q_first .. q_last``.
 
     It is attained if the expression is monotone in q.
     """
-    if isinstance(expr, FloorDiv):
-        return floor_div(at_its(most, expr.args[0]), int(expr.args[1]))
-    if expr == Q:
-        return Q_LAST if most else Q_FIRST
     if not expr.has(Q):
         return expr
+    if expr == Q:
+        return Q_LAST if most else Q_FIRST
+    if isinstance(expr, FloorDiv):
+        return floor_div(_at_its(most, expr.args[0]), int(expr.args[1]))
     found = terms(expr) or {}
-    return sympy.Add(*(c * at_its(most == (c > 0), term) for term, c in found.items()))
+    return sympy.Add(*(c * _at_its(most == (c > 0), term) for term, c in found.items()))
+
+
+def bound_at_its(most: bool, bound: Any) -> Any | None:
+    """A row's key bound at its most or least in a query tile, within int32; None if it cannot be.
+
+    A Where of a bound is ``Where(condition, larger, smaller)``.
+    """
+    if isinstance(bound, (sympy.Min, sympy.Max)):
+        parts = [bound_at_its(most, part) for part in bound.args]
+        return None if None in parts else joined(type(bound), parts)
+    if not isinstance(bound, Where):
+        return _saturated(_at_its(most, bound))
+    condition, larger, smaller = bound.args
+    holds_more = most == isinstance(condition, sympy.Ge)  # for a larger left side
+    left = _at_its(holds_more, condition.lhs)
+    if not (_fits(left) and _fits(condition.rhs)):
+        return None
+    return Where(condition.func(left, condition.rhs), larger, smaller)
 
 
 def joined(kind: type[Any], exprs: Iterable[Any]) -> Any:
@@ -273,7 +301,7 @@ def _decides(kind: type[Any], one: Any, other: Any) -> bool:
 _INPUTS = {Q_FIRST: 0, Q_LAST: 1, SEQLEN_Q: 2, SEQLEN_K: 3}
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def compiled(expr: Any) -> Callable[[TileValues], int]:
     """A function of (q_first, q_last, seqlen_q, seqlen_k) that gives the expression's value.
 

@@ -1,8 +1,8 @@
-"""Sets of keys of a query tile as intervals, and how ``and`` and ``or`` join them.
+"""Sets of keys as intervals: how ``and`` and ``or`` join them, and what a query tile makes of them.
 
-What some row keeps is known from outside (no kept key lies beyond it), what every row keeps from
-inside (no dropped key lies within it). A set that falls apart, as that of ``k != q``, has several
-intervals to choose from inside.
+What a row keeps is known from outside (no kept key lies beyond it) and from inside (no dropped key
+lies within it), with bounds in the row's position q. A set that falls apart, as that of ``k != q``,
+has several intervals to choose from inside.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ from typing import Any
 
 import sympy
 
-from fa3gen.schedule.integers import TileValues, compiled, extent, joined, never_above
+from fa3gen.schedule.integers import TileValues, bound_at_its, compiled, joined, never_above
 
-__all__ = ["ALL", "NONE", "UNKNOWN", "Interval", "KeySet", "both", "either", "most_keys"]
+__all__ = [
+    "ALL",
+    "NONE",
+    "UNKNOWN",
+    "Interval",
+    "KeySet",
+    "both",
+    "either",
+    "of_every_row",
+    "over_tile",
+    "solution",
+]
 
 _MOST_INTERVALS = 4
 
@@ -31,14 +42,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class KeySet:
-    """Where a condition holds, for the rows of a query tile.
+    """Where a condition holds in a row.
 
-    A key for which it holds in some row lies in ``some`` (None: there is none). For the keys of
-    each interval in ``every`` it holds in all rows.
+    It holds for no key outside ``outer`` (None: for none at all) and for every key of each interval
+    in ``inner``.
     """
 
-    some: Interval | None
-    every: tuple[Interval, ...]
+    outer: Interval | None
+    inner: tuple[Interval, ...]
 
 
 _EVERYTHING = Interval(None, None)
@@ -47,18 +58,25 @@ NONE = KeySet(None, ())
 UNKNOWN = KeySet(_EVERYTHING, ())
 
 
+def solution(interval: Interval) -> KeySet:
+    """The set that is an interval, as far as a query tile can compute its bounds in int32."""
+    outer = over_tile(interval, outward=True)
+    inner = over_tile(interval, outward=False)
+    return KeySet(_EVERYTHING if outer is None else interval, () if inner is None else (interval,))
+
+
 def both(sets: Iterable[KeySet]) -> KeySet:
     """Where all of several conditions hold."""
     result = ALL
     for other in sets:
-        if result.some is None or other.some is None:
+        if result.outer is None or other.outer is None:
             return NONE
-        pairs = itertools.product(result.every, other.every)
-        every = [common for pair in pairs if _may_hold_keys(common := _intersection(*pair))]
-        some = _intersection(result.some, other.some)
-        if not _may_hold_keys(some):
+        outer = _intersection(result.outer, other.outer)
+        if not _may_hold_keys(outer):
             return NONE
-        result = KeySet(some, _largest(every))
+        pairs = itertools.product(result.inner, other.inner)
+        inner = [common for pair in pairs if _may_hold_keys(common := _intersection(*pair))]
+        result = KeySet(outer, _largest(inner))
     return result
 
 
@@ -66,17 +84,37 @@ def either(sets: Iterable[KeySet]) -> KeySet:
     """Where one of several conditions holds."""
     result = NONE
     for other in sets:
-        every = _merged([*result.every, *other.every])
-        if result.some is None or other.some is None:
-            result = KeySet(result.some or other.some, every)
+        inner = _merged([*result.inner, *other.inner])
+        if result.outer is None or other.outer is None:
+            result = KeySet(result.outer or other.outer, inner)
         else:
-            result = KeySet(_hull(result.some, other.some), every)
+            result = KeySet(_hull(result.outer, other.outer), inner)
     return result
 
 
-def most_keys(intervals: Sequence[Interval]) -> Interval | None:
-    """The interval with the most keys in common cases, None of none."""
-    return max(intervals, key=_keys_in_samples, default=None)
+def over_tile(interval: Interval, outward: bool) -> Interval | None:
+    """The keys of some row of a query tile, or (not ``outward``) of every row.
+
+    Its bounds are expressions in q_first and q_last; None if int32 cannot hold them.
+    """
+    begin = end = None
+    if interval.begin is not None:
+        begin = bound_at_its(not outward, interval.begin)
+    if interval.end is not None:
+        end = bound_at_its(outward, interval.end)
+    if (begin is None) != (interval.begin is None) or (end is None) != (interval.end is None):
+        return None
+    return Interval(begin, end)
+
+
+def of_every_row(kept: KeySet) -> Interval | None:
+    """The keys that every row of a query tile keeps: of several intervals, the largest in samples.
+
+    None if there is none that may hold a key.
+    """
+    tiles = [over_tile(interval, outward=False) for interval in kept.inner]
+    found = [tile for tile in tiles if tile is not None and _may_hold_keys(tile)]
+    return max(found, key=_keys_in_samples, default=None)
 
 
 # --- intervals ------------------------------------------------------------------------------------
@@ -102,11 +140,11 @@ def _hull(one: Interval, other: Interval) -> Interval:
 def _may_hold_keys(interval: Interval) -> bool:
     if interval.begin is None or interval.end is None:
         return True
-    return extent(interval.end - interval.begin)[1] > 0
+    return not never_above(interval.end, interval.begin)
 
 
 def _merged(intervals: list[Interval]) -> tuple[Interval, ...]:
-    """Intervals that have no gap between them in any query tile become one."""
+    """Intervals that have no gap between them in any row become one."""
     kept: list[Interval] = []
     for interval in intervals:
         touching = [other for other in kept if _touch(interval, other)]
@@ -129,7 +167,7 @@ def _largest(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
     distinct = list(dict.fromkeys(intervals))
     if len(distinct) <= _MOST_INTERVALS:
         return tuple(distinct)
-    return tuple(sorted(distinct, key=_keys_in_samples, reverse=True)[:_MOST_INTERVALS])
+    return tuple(sorted(distinct, key=_keys_of_every_row, reverse=True)[:_MOST_INTERVALS])
 
 
 def _samples() -> list[TileValues]:
@@ -142,6 +180,11 @@ def _samples() -> list[TileValues]:
 
 
 _SAMPLES = _samples()
+
+
+def _keys_of_every_row(interval: Interval) -> int:
+    tile = over_tile(interval, outward=False)
+    return 0 if tile is None else _keys_in_samples(tile)
 
 
 def _keys_in_samples(interval: Interval) -> int:

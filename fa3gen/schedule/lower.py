@@ -18,6 +18,7 @@ from fa3gen.errors import GraphError
 from fa3gen.ir.ops import GemmPV, GemmQK, Mask
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Turn
+from fa3gen.schedule.needs import producer_needs, product_dim
 from fa3gen.schedule.program import (
     Advance,
     Arrive,
@@ -59,7 +60,6 @@ from fa3gen.schedule.schedule import (
     RoleName,
     Schedule,
 )
-from fa3gen.schedule.tiles import producer_needs
 
 __all__ = ["lower"]
 
@@ -137,13 +137,14 @@ def _register_tiles(schedule: Schedule) -> tuple[RegisterTile, ...]:
     graph = schedule.graph
     tiles = (graph.op(GemmQK).writes[0], graph.op(GemmPV).reads[0], graph.op(GemmPV).writes[0])
     rows = HOPPER.wgmma_rows
+    words = {tile.name: rows * product_dim(tile.cols) * tile.dtype.bytes // 4 for tile in tiles}
     return tuple(
         RegisterTile(
             tile.name,
             rows,
-            tile.cols,
+            product_dim(tile.cols),
             tile.dtype,
-            rows * tile.cols * tile.dtype.bytes // 4 // HOPPER.warpgroup,
+            words[tile.name] // HOPPER.warpgroup,
         )
         for tile in tiles
     )

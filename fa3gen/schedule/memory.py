@@ -12,6 +12,7 @@ from dataclasses import replace
 from fa3gen.dtypes import DType
 from fa3gen.errors import ScheduleError
 from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.needs import consumer_limit, padded_dim, register_needs, shared_needs
 from fa3gen.schedule.schedule import (
     BarrierPlan,
     BufferPlan,
@@ -21,7 +22,6 @@ from fa3gen.schedule.schedule import (
     RegisterUse,
     Schedule,
 )
-from fa3gen.schedule.tiles import consumer_limit, padded_dim, register_needs, shared_needs
 
 __all__ = ["plan_memory", "plan_registers"]
 
@@ -83,7 +83,7 @@ def plan_registers(schedule: Schedule) -> Schedule:
     launch = min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
     consumer = consumer_limit(warpgroups, schedule.tiling.persistence)
     producer = min(launch * (warpgroups + 1) - consumer * warpgroups, launch)
-    uses = register_needs(schedule.spec, schedule.tiling.block_n)
+    uses = register_needs(schedule.spec, schedule.tiling.block_n, schedule.tiling.persistence)
     plan = RegisterPlan(
         tuple(RegisterUse(tile, count) for tile, count in uses.items()),
         launch,

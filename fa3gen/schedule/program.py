@@ -513,6 +513,10 @@ class Program:
         """A named barrier by name."""
         return next(barrier for barrier in self.named if barrier.name == name)
 
+    def tile(self, name: str) -> RegisterTile:
+        """A register tile by name."""
+        return next(tile for tile in self.tiles if tile.name == name)
+
     def role(self, name: str) -> Role:
         """A role by name."""
         return next(role for role in self.roles if role.name == name)

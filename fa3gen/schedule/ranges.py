@@ -7,8 +7,8 @@ Derived from the mask expression alone. For the positions ``q_first .. q_last`` 
     q // 64 == k // 64  some row keeps keys from 64 * (q_first // 64), every row from
                         64 * (q_last // 64); ...
 
-``comparisons`` solves each comparison for k, ``key_sets`` joins the solutions. What cannot be
-solved bounds nothing, and then every visited tile is masked element by element: slower, never
+``comparisons`` solves each comparison of a row for k, ``key_sets`` joins the solutions. What cannot
+be solved bounds nothing, and then every visited tile is masked element by element: slower, never
 wrong.
 """
 
@@ -20,7 +20,7 @@ import sympy
 
 from fa3gen.schedule.comparisons import kept_keys
 from fa3gen.schedule.integers import Q_FIRST, Q_LAST, compiled
-from fa3gen.schedule.key_sets import most_keys
+from fa3gen.schedule.key_sets import Interval, of_every_row, over_tile
 
 __all__ = ["Q_FIRST", "Q_LAST", "KeyBounds", "TileRange", "key_bounds", "tile_range"]
 
@@ -76,12 +76,13 @@ class TileRange:
 def key_bounds(keep: sympy.Basic) -> KeyBounds:
     """The key bounds that follow from a mask expression in q, k, row and the lengths."""
     kept = kept_keys(keep)
-    if kept.some is None:
+    if kept.outer is None:
         return KeyBounds(None, None, _NO_KEYS, _NO_KEYS, False)
-    every = most_keys(kept.every)
+    some = over_tile(kept.outer, outward=True) or Interval(None, None)
+    every = of_every_row(kept)
     if every is None:
-        return KeyBounds(kept.some.begin, None, _NO_KEYS, kept.some.end, False)
-    return KeyBounds(kept.some.begin, every.begin, every.end, kept.some.end, True)
+        return KeyBounds(some.begin, None, _NO_KEYS, some.end, False)
+    return KeyBounds(some.begin, every.begin, every.end, some.end, True)
 
 
 def tile_range(

@@ -1,25 +1,76 @@
-"""A schedule as text: spec, graph, placements, budgets."""
+"""A schedule and its Program as text, and as plain values for JSON."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
+from typing import Any
+
 from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.program import Program
 from fa3gen.schedule.schedule import Schedule
 
-__all__ = ["show_schedule"]
+__all__ = ["plain", "schedule_json", "show_schedule"]
 
 
 def show_schedule(schedule: Schedule) -> str:
-    """Spec, op graph, pipeline placement, shared-memory and register budgets."""
-    sections = [
-        ("spec", schedule.spec.canonical()),
-        ("graph of one work tile", str(schedule.graph)),
-        ("tiling", str(schedule.tiling)),
-        ("keys of a query tile", _bounds(schedule)),
-        ("pipeline", _placements(schedule)),
-        ("shared memory", _memory(schedule)),
-        ("registers", _registers(schedule)),
-    ]
-    return "\n\n".join(f"== {title}\n{text}" for title, text in sections)
+    """Spec, op graph, choices, pipeline placement, shared-memory and register budgets."""
+    sections = {
+        "spec": schedule.spec.canonical(),
+        "graph of one work tile": str(schedule.graph),
+        "tiling": _fields(schedule.tiling),
+        "keys of a query tile": _bounds(schedule),
+        "pipeline": _placements(schedule),
+        "shared memory": _memory(schedule),
+        "registers": _registers(schedule),
+    }
+    # A record that a later pass adds to the schedule prints itself.
+    shown = {"spec", "tiling", "graph", "bounds", "placements", "memory", "registers"}
+    for field in dataclasses.fields(schedule):
+        if field.name not in shown and (value := getattr(schedule, field.name)):
+            sections[field.name] = str(value)
+    return "\n\n".join(f"== {title}\n{text}" for title, text in sections.items())
+
+
+def schedule_json(schedule: Schedule, program: Program) -> dict[str, Any]:
+    """All that ``fa3gen show`` prints, as values that JSON has."""
+    record: dict[str, Any] = {"spec": json.loads(schedule.spec.canonical())}
+    record["graph"] = {
+        "ops": [
+            {"name": op.name, "unit": op.unit.value, "cycles": op.cycles, **plain(op)}
+            for op in schedule.graph.ops
+        ],
+        "dependences": plain(schedule.graph.dependences),
+    }
+    for field in dataclasses.fields(schedule):
+        if field.name not in record:
+            record[field.name] = plain(getattr(schedule, field.name))
+    return {**record, "program": plain(program)}
+
+
+def plain(value: Any) -> Any:
+    """Records as mappings, enums as their values, sequences as lists, expressions as text.
+
+    An instruction or loop of a Program also says what it is, under ``kind_of``.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        node = type(value).__module__ == Program.__module__
+        return {"kind_of": type(value).__name__, **fields} if node else fields
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _fields(record: Any) -> str:
+    """A record of plain values, a line each."""
+    names = [field.name for field in dataclasses.fields(record)]
+    return "\n".join(f"{name:12s} {plain(getattr(record, name))}" for name in names)
 
 
 def _bounds(schedule: Schedule) -> str:

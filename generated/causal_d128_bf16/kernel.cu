@@ -30,7 +30,7 @@ using fa3gen::ForwardParams;
 
 // Problem and tiles
 using Element = __nv_bfloat16;
-constexpr int kHeadDimQK = 128;
+constexpr int kHeadDimQK = 128;  // in whole blocks of 16
 constexpr int kHeadDimV = 128;
 constexpr int kBlockM = 128;  // query rows of a work tile
 constexpr int kBlockN = 128;  // keys of a KV tile
@@ -56,14 +56,14 @@ constexpr int kVEmptyOffset = 196688;
 constexpr int kWorkFullOffset = 196704;
 constexpr int kWorkEmptyOffset = 196712;
 constexpr int kSharedBytes = 196720;
-constexpr int kStageK = kBlockN * kHeadDimQK;  // elements
-constexpr int kStageV = kBlockN * kHeadDimV;
+constexpr int kStageK = kBlockN * kChunksQK * kChunk;  // elements
+constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
 static_assert(kSharedBytes <= 232448, "a CTA of sm_90 has 227 KB of dynamic shared memory");
 
 // O as TMA reads it: chunks of 64 columns whose 16-byte units are permuted row by row
 using ChunkLayout = decltype(composition(Swizzle<3, 3, 3>{}, Layout<Shape<_8, Int<kChunk>>, Stride<Int<kChunk>, _1>>{}));
-using LayoutO = decltype(tile_to_shape(ChunkLayout{}, Shape<Int<kBlockM>, Int<kHeadDimV>>{}));
+using LayoutO = decltype(tile_to_shape(ChunkLayout{}, Shape<Int<kBlockM>, Int<kChunksV * kChunk>>{}));
 
 // S (+)= Q K^T, both from shared memory
 struct ProductQK {

@@ -44,7 +44,7 @@ def test_a_missing_wait_shows_in_some_schedule(name: str) -> None:
     mutants = [m for m in deletions(program(name)) if "Wait K_full" in m.description]
     assert mutants
     for mutant in mutants:
-        tries = itertools.product(works(program(name), 3), range(20))
+        tries = itertools.product(works(program(name), 3), range(200))
         assert any(explore(mutant.program, work, seed, False) for work, seed in tries)
 
 

@@ -246,7 +246,8 @@ def test_overlap_1_retires_each_product_before_the_next(name: str) -> None:
         (FULL, "FIRST FULL DRAIN"),
         (CAUSAL, "FIRST RIGHT FULL DRAIN"),
         ("window", "FIRST RIGHT FULL LEFT DRAIN"),
-        ("chunk", "FIRST RIGHT DRAIN"),
+        ("chunk", "FIRST RIGHT FULL LEFT DRAIN"),
+        ("dilated", "FIRST RIGHT DRAIN"),
         ("overlap 1", "RIGHT FULL"),
         ("overlap 1, O over Q", "RIGHT FULL"),
     ],
@@ -283,7 +284,7 @@ def test_turns_are_taken_and_passed_alike(name: str) -> None:
     assert opening.instance == count - 1
 
 
-@pytest.mark.parametrize("name", [FULL, "overlap 1, O over Q", "fp16, head dims apart"])
+@pytest.mark.parametrize("name", ["O over Q", "overlap 1, O over Q", "fp16, head dims apart"])
 def test_o_is_staged_over_q_where_it_does_not_fit_apart(name: str) -> None:
     prog = program(name)
     assert prog.buffer("O").offset == prog.buffer("Q").offset

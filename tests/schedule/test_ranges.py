@@ -75,11 +75,11 @@ TIGHT = [
     "k <= where(q < 8, inf, 2)",
     "k < 5 or 3 <= k <= q",
     "k <= q + 2147483647 and q - 2147483647 <= k",
-    "causal or q < 0 and k < 3",
 ]
 # Masks that a single interval cannot follow, or that rows join to more than their comparisons say.
 SOUND = [
     "k != q",
+    "causal or q < 0 and k < 3",
     "causal and k != 7",
     "not chunk(4)",
     "not window(3, 2)",

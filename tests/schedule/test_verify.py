@@ -113,7 +113,7 @@ _COMPLAINTS = [
         r"overwrites bytes before their last read",
     ),
     (
-        FULL,
+        "O over Q",
         r"Arrive Q_empty Q moved before",
         "Load Q_full Q",
         r"overwrites bytes before their last read has ended: consumer 0, TmaStore O",

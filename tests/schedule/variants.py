@@ -17,7 +17,11 @@ SHIPPED = tuple(sorted(path.stem for path in SPECS.glob("*.yaml")))
 
 _KNOBS: dict[str, dict[str, Any]] = {
     "overlap 1": {"mask": "causal", "schedule": {"overlap": 1}},
-    "overlap 1, O over Q": {"mask": "full", "schedule": {"overlap": 1}},
+    "O over Q": {"mask": "full", "schedule": {"tile": {"m": 128, "n": 176}}},
+    "overlap 1, O over Q": {
+        "mask": "full",
+        "schedule": {"overlap": 1, "tile": {"m": 128, "n": 176}},
+    },
     "one warpgroup": {"mask": "causal", "schedule": {"warpgroups": 1}},
     "three warpgroups": {"mask": "causal", "schedule": {"warpgroups": 3}},
     "three warpgroups, wide": {"head_dim": 64, "schedule": {"warpgroups": 3}},
@@ -27,6 +31,7 @@ _KNOBS: dict[str, dict[str, Any]] = {
     "one stage": {"schedule": {"pipeline_depth": 1}},
     "three stages": {"mask": "causal", "head_dim": 64, "schedule": {"pipeline_depth": 3}},
     "chunk": {"mask": "chunk(64)"},
+    "dilated": {"mask": "(q - k) % 2 == 0"},
     "fp16, head dims apart": {"head_dim": {"qk": 192, "v": 128}, "dtype": "fp16"},
 }
 VARIANTS = tuple(_KNOBS)

@@ -1,0 +1,98 @@
+"""What tiles take of an SM: registers of a consumer thread, bytes of shared memory."""
+
+from __future__ import annotations
+
+from fa3gen.dtypes import DType
+from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.schedule import Persistence
+from fa3gen.spec import AttentionSpec
+
+__all__ = [
+    "consumer_limit",
+    "over_budget",
+    "padded_dim",
+    "producer_needs",
+    "product_dim",
+    "register_needs",
+    "shared_needs",
+]
+
+# Row statistics, addresses, loop counters, ring cursors and softmax's temporaries: the least counts
+# at which ptxas compiled every tile tried without a spill.
+_WORKING_REGISTERS = 26
+_CLAIM_REGISTERS = 4  # more where work tiles are claimed
+_KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
+
+
+def padded_dim(dim: int, dtype: DType) -> int:
+    """A head dim padded in shared memory to whole 128-byte column chunks."""
+    chunk = HOPPER.swizzle_bytes // dtype.bytes
+    return -(-dim // chunk) * chunk
+
+
+def product_dim(dim: int) -> int:
+    """A head dim as products see it: whole k blocks of Q K^T, whole 16-column blocks of O."""
+    return -(-dim // HOPPER.product_block) * HOPPER.product_block
+
+
+def register_needs(spec: AttentionSpec, block_n: int, persistence: Persistence) -> dict[str, int]:
+    """Registers of a consumer thread by tile value, for 64 rows a warpgroup."""
+    claim = _CLAIM_REGISTERS if persistence is Persistence.DYNAMIC else 0
+    rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
+    return {
+        "S": block_n // rows_per_register,
+        "P": block_n // rows_per_register * spec.dtype.bytes // 4,
+        "O": product_dim(spec.head_dim.v) // rows_per_register,
+        "working": _WORKING_REGISTERS + block_n // _KEYS_PER_REGISTER + claim,
+    }
+
+
+def shared_needs(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -> dict[str, int]:
+    """Bytes of shared memory by tile value, O apart from the rest."""
+    qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
+    size = spec.dtype.bytes
+    return {
+        "Q": block_m * qk * size,
+        "K": stages * block_n * qk * size,
+        "V": stages * block_n * v * size,
+        "O": block_m * v * size,
+        "barriers": HOPPER.tile_alignment,
+    }
+
+
+def producer_needs(persistence: Persistence) -> int:
+    """Registers of the producer: addresses, cursors and, where it claims, its claim."""
+    return HOPPER.min_registers + (8 if persistence is Persistence.DYNAMIC else 0)
+
+
+def consumer_limit(warpgroups: int, persistence: Persistence) -> int:
+    """The registers that setmaxnreg can grant each consumer thread beside the producer."""
+    lanes = HOPPER.registers // HOPPER.warpgroup
+    launch = lanes // (warpgroups + 1) // HOPPER.register_step * HOPPER.register_step
+    share = (launch * (warpgroups + 1) - producer_needs(persistence)) // warpgroups
+    return min(share // HOPPER.register_step * HOPPER.register_step, HOPPER.max_registers)
+
+
+def over_budget(
+    spec: AttentionSpec, rows_and_keys: tuple[int, int], stages: int, persistence: Persistence
+) -> str | None:
+    """The first budget that a (query rows, keys) tile breaks, line by line; None if it fits."""
+    block_m, block_n = rows_and_keys
+    limit = min(
+        consumer_limit(block_m // HOPPER.wgmma_rows, persistence), HOPPER.compiled_registers
+    )
+    needs = register_needs(spec, block_n, persistence)
+    if sum(needs.values()) > limit:
+        return _lines(needs, limit, "registers a consumer thread")
+    shared = shared_needs(spec, block_m, block_n, stages)
+    over_q = spec.head_dim.v <= spec.head_dim.qk
+    if over_q:
+        shared = {tile: size for tile, size in shared.items() if tile != "O"}
+    if sum(shared.values()) > HOPPER.shared_bytes:
+        return _lines(shared, HOPPER.shared_bytes, "bytes of shared memory")
+    return None
+
+
+def _lines(needs: dict[str, int], limit: int, unit: str) -> str:
+    listed = "".join(f"\n  {tile:8s} {amount:7d}" for tile, amount in needs.items())
+    return f"{sum(needs.values())} of {limit} {unit}{listed}"
