@@ -37,6 +37,8 @@ __all__ = ["SpecLike", "build", "compile", "interpreted", "source_of"]
 SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec"
 Progress = Callable[[str], None]
 
+_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver: on Linux, and in WSL
+
 
 def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     """The attention op of a spec: a path, YAML text, a mapping or an AttentionSpec.
@@ -47,13 +49,15 @@ def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     or BuildError.
     """
     debug.set_up()
-    if not has_hopper():
+    if not _may_have_gpu():
         return interpreted(_scheduled(spec))
     request = _Request.of(spec)
     if found := request.find():
         with contextlib.suppress(InputError):  # damaged: it is built again
             return Attention(register(found), spec=request.load, artifact=found)
     schedule = _scheduled(spec)
+    if not has_hopper():
+        return interpreted(schedule)
     artifact = request.build(schedule, progress)
     return Attention(register(artifact), spec=schedule.spec, artifact=artifact)
 
@@ -104,6 +108,17 @@ def has_hopper() -> bool:
         torch.cuda.get_device_capability(device) == CAPABILITY
         for device in range(torch.cuda.device_count())
     )
+
+
+def _may_have_gpu() -> bool:
+    """False where no GPU can be seen. To know more, CUDA must be started, which takes 0.2 s; a
+    kernel in the cache says as much."""
+    cuda: Any = torch.cuda  # torch declares no types for some of it
+    if torch.version.cuda is None or cuda.is_initialized():
+        return has_hopper()
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    return any(os.path.exists(device) for device in _DEVICES)
 
 
 def _scheduled(spec: SpecLike) -> Schedule:

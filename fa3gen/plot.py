@@ -29,6 +29,7 @@ _COLOURS = {
     Unit.ALU: "#e7298a",
 }
 _WIDTH = 14.0  # inches
+_HALF_BOX = 0.27  # of a column
 _MIN_LABEL = 0.016  # of the time axis: a narrower span has no room for its name
 
 
@@ -60,15 +61,19 @@ def draw(graph: OpGraph, timeline: Timeline, path: str | Path) -> None:
 
 
 def layers(graph: OpGraph) -> list[list[TileOp]]:
-    """The operations in columns: each right of all that it waits for in the same KV tile."""
-    column = {op.name: 0 for op in graph.ops}
+    """The operations in columns: each right of all that it waits for in the same KV tile.
+
+    One that waits for nothing stands left of the first that needs it.
+    """
+    inner = [edge for edge in graph.dependences if not edge.distance]
+    column: dict[str, int] = {}
     for op in graph.ops:  # in the order of the data flow
-        sources = [
-            column[edge.source]
-            for edge in graph.dependences
-            if edge.target == op.name and not edge.distance
-        ]
-        column[op.name] = max(sources, default=-1) + 1
+        sources = [edge.source for edge in inner if edge.target == op.name]
+        column[op.name] = max((column[name] for name in sources), default=-1) + 1
+    for op in graph.ops:
+        targets = [column[edge.target] for edge in inner if edge.source == op.name]
+        if targets and not any(edge.target == op.name for edge in inner):
+            column[op.name] = min(targets) - 1
     columns: list[list[TileOp]] = [[] for _ in range(max(column.values(), default=-1) + 1)]
     for op in graph.ops:
         columns[column[op.name]].append(op)
@@ -103,21 +108,24 @@ def _draw_graph(axes: Axes, graph: OpGraph, name: str) -> None:
 def _draw_edge(
     axes: Axes, source: tuple[float, float], target: tuple[float, float], distance: int
 ) -> None:
-    """An arrow; one that runs far, back or in place is bent around the boxes between."""
-    steps = target[0] - source[0]
-    bend = 0.0 if steps == 1 else -0.25 if steps > 1 else 0.5
+    """An arrow between two boxes' sides; one that runs far or back is bent around those between."""
+    (x, y), (x_target, y_target) = source, target
+    steps = x_target - x
+    bend = 0.0 if steps == 1 else -0.25 if steps > 1 else -0.35
+    if steps > 0:
+        source, target = (x + _HALF_BOX, y), (x_target - _HALF_BOX, y_target)
+    else:  # from an earlier tile: under the boxes
+        source, target = (x - 0.1, y - 0.3), (x_target + 0.1, y_target - 0.3)
+    if not steps:
+        bend = 0.9
     style: dict[str, Any] = {
         "arrowstyle": "-|>",
         "color": "#555555",
         "linestyle": "--" if distance else "-",
         "connectionstyle": f"arc3,rad={bend}",
-        "shrinkA": 18,
-        "shrinkB": 18,
+        "shrinkA": 0,
+        "shrinkB": 0,
     }
-    if source == target:  # a value that the operation carries to its next tile
-        x, y = source
-        source, target = (x - 0.25, y - 0.1), (x + 0.25, y - 0.1)
-        style.update(connectionstyle="arc3,rad=1.2", shrinkA=10, shrinkB=10)
     axes.annotate("", xy=target, xytext=source, arrowprops=style)
 
 
@@ -140,7 +148,8 @@ def _draw_timeline(axes: Axes, timeline: Timeline) -> None:
         if width / total > _MIN_LABEL:
             tile = "" if span.tile is None else f" {span.tile}"
             middle = span.begin + width / 2
-            axes.text(middle, row, f"{span.op}{tile}", ha="center", va="center", fontsize=6)
+            name = span.op.removeprefix("Gemm").removeprefix("Load")
+            axes.text(middle, row, f"{name}{tile}", ha="center", va="center", fontsize=6)
     axes.set_yticks(list(rows.values()), [f"{role} · {unit.value}" for role, unit in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, total)

@@ -45,6 +45,7 @@ class HostView:
     )
     longest_first: bool = True
     persistent: bool = True
+    claims: bool = False
     cta_per_sm: int = 1
 
 

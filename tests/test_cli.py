@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from standin import META
+
+from fa3gen.errors import ToolchainError
+from fa3gen.jit.toolchain import find_toolchain
+from fa3gen.runtime.artifact import Artifact
+
+_KEPT = ("PATH", "PYTHONPATH", "CUDA_HOME")
 
 
-def run(*arguments: str, code: int = 0, debug: bool = False) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", **({"FA3GEN_DEBUG": "1"} if debug else {})}
+def run(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``fa3gen ARGUMENTS`` with a few variables of this environment and those given."""
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-m", "fa3gen.cli", *arguments],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**environment, "CUDA_VISIBLE_DEVICES": "", **variables},
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -24,9 +34,33 @@ def run(*arguments: str, code: int = 0, debug: bool = False) -> subprocess.Compl
 
 def test_show_prints_every_record() -> None:
     text = run("show", "causal_d128_bf16").stdout
-    for piece in ("== graph", "GemmQK", "== registers", "of 240 a consumer thread", "232448 B"):
+    for piece in ("== graph", "GemmQK", "== registers", "a consumer thread", "232448 B"):
         assert piece in text
     assert "role consumer x2" in text
+    assert "tensor core" in text.split("== units of one SM, modelled")[1]
+
+
+def test_show_as_json() -> None:
+    record = json.loads(run("show", "causal_d128_bf16", "--json").stdout)
+    assert record["spec"]["head_dim"] == {"qk": 128, "v": 128}
+    assert {"GemmQK", "Exp"} <= {op["name"] for op in record["graph"]["ops"]}
+    assert record["tiling"]["warpgroups"] == 2
+    assert record["memory"]["bytes"] == record["program"]["shared_bytes"]
+    roles = {role["name"]: role for role in record["program"]["roles"]}
+    assert roles["consumer"]["instances"] == 2
+    assert any(node["kind_of"] == "EachWork" for node in roles["consumer"]["body"])
+
+
+def test_show_refuses_other_pictures(tmp_path: Path) -> None:
+    plot = str(tmp_path / "plot.pdf")
+    message = run("show", "causal_d128_bf16", "--plot", plot, code=1).stderr
+    assert "must end in .svg or .png (got plot.pdf)" in message
+
+
+def test_show_draws(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("show", "causal_d128_bf16", "--plot", str(tmp_path / "plot.svg"))
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
 def test_schema_is_a_json_schema() -> None:
@@ -36,6 +70,10 @@ def test_schema_is_a_json_schema() -> None:
 
 def test_verify() -> None:
     assert "free of deadlocks and races" in run("verify", "full_d128_bf16").stdout
+    (proof,) = json.loads(run("verify", "full_d128_bf16", "--json").stdout)
+    assert proof["spec"] == "full_d128_bf16"
+    assert proof["seconds"] > 0
+    assert proof["proof"]
 
 
 def test_generate_and_check(tmp_path: Path) -> None:
@@ -64,8 +102,87 @@ def test_an_error_is_one_message(tmp_path: Path, text: str, place: str) -> None:
     assert message.startswith("fa3gen: ")
     assert place in message
     assert "Traceback" not in message
-    assert "Traceback" in run("show", str(spec), code=1, debug=True).stderr
+    assert "Traceback" in run("show", str(spec), code=1, FA3GEN_DEBUG="1").stderr
 
 
-def test_bad_use_is_exit_code_2() -> None:
-    run("verify", "--no-such-option", code=2)
+def test_a_fault_of_the_system_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = run("generate", "-o", str(tmp_path / "file/out"), code=1).stderr
+    assert message.startswith("fa3gen: ")
+    assert "Not a directory" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "--no-such-option"),
+        ("no-such-command",),
+        ("show",),
+        ("check", "causal_d128_bf16", "--sizes", "medium"),
+        ("bench", "causal_d128_bf16", "--against", "fa3,fa9"),
+        ("bench", "causal_d128_bf16", "--lengths", "4k"),
+        ("bench", "causal_d128_bf16", "--lengths", ""),
+    ],
+)
+def test_bad_use_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    assert "Traceback" not in run(*arguments, code=2).stderr
+
+
+def test_check_on_the_interpreter(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("head_dim: 64\nmask: causal\nschedule: {tile: {n: 64}}\n")
+    results = json.loads(run("check", str(spec), "--sizes", "small", "--json").stdout)
+    assert len(results) > 10
+    assert all(result["ok"] for result in results)
+
+
+def test_bench_needs_a_gpu() -> None:
+    message = run("bench", "causal_d128_bf16", code=1).stderr
+    assert "needs a Hopper GPU" in message
+
+
+class TestMachine:
+    """Commands about this machine: doctor, build, cache."""
+
+    @pytest.fixture(autouse=True)
+    def _needs_a_compiler(self) -> None:
+        try:
+            find_toolchain()
+        except ToolchainError as error:
+            pytest.skip(str(error))
+
+    def test_doctor(self) -> None:
+        lines = run("doctor").stdout.splitlines()
+        verdicts = {line.split()[1]: line.split()[0] for line in lines}
+        assert verdicts["nvcc"] == "ok"
+        assert verdicts["GPU"] == "note"
+
+    def test_doctor_names_what_is_missing(self, tmp_path: Path) -> None:
+        nvcc = str(tmp_path / "nvcc")
+        findings = json.loads(run("doctor", "--json", code=1, FA3GEN_NVCC=nvcc).stdout)
+        missing = [found for found in findings if found["verdict"] == "missing"]
+        assert [found["part"] for found in missing] == ["nvcc", "CUDA headers"]
+
+    def test_no_compiler_is_one_message(self, tmp_path: Path) -> None:
+        out, nvcc = str(tmp_path / "out"), str(tmp_path / "nvcc")
+        done = run("build", "causal_d128_bf16", "-o", out, code=1, FA3GEN_NVCC=nvcc)
+        assert done.stderr.startswith(f"fa3gen: FA3GEN_NVCC={nvcc}")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_cache(tmp_path: Path, standin_artifact: Artifact) -> None:
+    root = tmp_path / "cache"
+    variables = {"FA3GEN_CACHE_DIR": str(root)}
+    assert run("cache", "path", **variables).stdout == f"{root}\n"
+    assert json.loads(run("cache", "list", "--json", **variables).stdout) == []
+    assert run("cache", "clear", **variables).stdout == "0 kernels removed\n"
+
+    entry = root / f"{META.op_name}-0123"
+    shutil.copytree(standin_artifact.directory, entry)
+    (root / f"{META.op_name}-0123.lock").touch()
+    (listed,) = json.loads(run("cache", "list", "--json", **variables).stdout)
+    assert (listed["op_name"], listed["whole"]) == (META.op_name, True)
+    assert META.op_name in run("cache", "list", **variables).stdout
+    assert run("cache", "clear", **variables).stdout == "1 kernels removed\n"
+    assert list(root.iterdir()) == []

@@ -1,7 +1,10 @@
-"""The whole chain on the shipped causal spec, with a real nvcc build and its gates."""
+"""The whole chain on a causal spec, with a real nvcc build and its gates; the warm start."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +13,26 @@ import pytest
 import torch
 
 import fa3gen
-from fa3gen.errors import InputError, SpecError, UnsupportedError
+from fa3gen import driver
+from fa3gen.errors import InputError, ScheduleError, SpecError, ToolchainError, UnsupportedError
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.reference import check_error, reference_mask
 
 SPEC = {"head_dim": 128, "dtype": "bf16", "mask": "causal", "name": "driver_causal"}
 _BUILD_LIMIT_S = 20.0  # cold, on two cores
+_WARM_LIMIT_S = 0.030  # fa3gen.compile of a kernel in the cache
+_IMPORT_LIMIT_S = 0.3  # over torch's import
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The causal kernel, built from scratch."""
     root = tmp_path_factory.mktemp("driver")
+    (root / "spec.yaml").write_text(json.dumps(SPEC))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FA3GEN_CACHE_DIR", str(root / "cache"))
         lines: list[str] = []
-        built = fa3gen.build(SPEC, root / "artifact", progress=lines.append)
+        built = fa3gen.build(root / "spec.yaml", root / "artifact", progress=lines.append)
     assert lines, "a build tells its progress"
     return built
 
@@ -37,7 +44,7 @@ def test_a_build_passes_its_gates_in_time(artifact: Artifact) -> None:
 
 
 def test_a_build_does_not_overwrite(artifact: Artifact) -> None:
-    with pytest.raises(InputError, match="must not exist or be empty"):
+    with pytest.raises(InputError, match="must not exist, or be an empty folder"):
         fa3gen.build(SPEC, artifact.directory)
 
 
@@ -98,6 +105,134 @@ class TestInterpreted:
         out = fa3gen.compile(SPEC)(q, k, v)
         with pytest.raises(UnsupportedError, match="forward"):
             out.sum().backward()
+
+
+# --- the warm start -------------------------------------------------------------------------------
+
+_WARM = """
+import json, sys, time
+import torch
+started = time.process_time()
+import fa3gen
+imported = time.process_time()
+from fa3gen import driver
+driver.has_hopper = lambda: True
+op = fa3gen.compile(sys.argv[1])
+compiled = time.process_time()
+heavy = {"filelock", "jinja2", "networkx", "ninja", "pydantic", "sympy", "yaml"}
+found = sorted(heavy & set(sys.modules))
+torch_own = ["torch.utils.flop_counter"] if "torch.utils.flop_counter" in sys.modules else []
+times = {"import": imported - started, "compile": compiled - imported}
+facts = {"heavy": found + torch_own, "spec": op.spec.name, "on_cuda": op.artifact is not None}
+print(json.dumps({**times, **facts}))
+"""
+
+
+def warm_start(
+    artifact: Artifact, spec: object = None, cache: Path | None = None
+) -> dict[str, object]:
+    """A process of its own that compiles what the fixture has built, as on a GPU's host."""
+    root = artifact.directory.parent
+    environment = {**os.environ, "FA3GEN_CACHE_DIR": str(cache or root / "cache")}
+    argument = str(root / "spec.yaml") if spec is None else str(spec)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _WARM, argument],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, object] = json.loads(done.stdout)
+    return facts
+
+
+def test_a_warm_start_is_short_and_light(artifact: Artifact) -> None:
+    starts = [warm_start(artifact) for _ in range(3)]
+    for facts in starts:
+        assert facts["heavy"] == []
+        assert facts["spec"] == "driver_causal"
+        assert facts["on_cuda"]
+    # Twice the limits: another test may run on the same cores.
+    assert min(float(str(facts["compile"])) for facts in starts) < 2 * _WARM_LIMIT_S
+    assert min(float(str(facts["import"])) for facts in starts) < 2 * _IMPORT_LIMIT_S
+
+
+def test_a_warm_start_writes_nothing(artifact: Artifact) -> None:
+    cache = artifact.directory.parent / "cache"
+
+    def state() -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in cache.rglob("*"))
+
+    before = state()
+    warm_start(artifact)
+    assert state() == before
+
+
+def test_the_text_of_a_spec_is_its_file(artifact: Artifact) -> None:
+    text = (artifact.directory.parent / "spec.yaml").read_text()
+    assert warm_start(artifact, text + "\n")["on_cuda"]
+
+
+@pytest.fixture
+def gpu_host(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if this machine had a Hopper GPU; returns the fixture's cache directory, in use."""
+    cache = artifact.directory.parent / "cache"
+    monkeypatch.setattr(driver, "has_hopper", lambda: True)
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(cache))
+    return cache
+
+
+def test_every_spelling_of_a_spec_has_one_kernel(gpu_host: Path, artifact: Artifact) -> None:
+    text = json.dumps(SPEC)
+    forms = [SPEC, text, text + "\n", fa3gen.AttentionSpec(**SPEC)]
+    artifacts = {fa3gen.compile(form).artifact for form in forms}
+    assert {found.op_name for found in artifacts if found} == {artifact.op_name}
+
+
+def test_a_damaged_kernel_is_built_again(artifact: Artifact, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(artifact.directory.parent / "cache", cache)
+    (library,) = cache.glob(f"{artifact.op_name}-*/*.so")
+    library.write_bytes(b"damaged")
+    facts = warm_start(artifact, cache=cache)
+    assert facts["on_cuda"]
+    assert "sympy" in str(facts["heavy"])
+    assert library.stat().st_size > 100_000
+    assert warm_start(artifact, cache=cache)["heavy"] == []
+
+
+# --- what cannot be had ---------------------------------------------------------------------------
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "has_hopper", lambda: True)
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("FA3GEN_NVCC", str(tmp_path / "nvcc"))
+    with pytest.raises(ToolchainError, match=r"FA3GEN_NVCC=.*nvcc.* does not run"):
+        fa3gen.compile(SPEC)
+    monkeypatch.delenv("FA3GEN_NVCC")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ToolchainError, match=r"no-such-compiler was not found; install g\+\+"):
+        fa3gen.build(SPEC, tmp_path / "out")
+    with pytest.raises(SpecError, match="head_dim"):  # the spec's fault is told first
+        fa3gen.build({"head_dim": 100}, tmp_path / "out")
+
+
+def test_another_gpu_leaves_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert not driver.has_hopper()
+    assert fa3gen.compile(SPEC).artifact is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: (8 + device, 0))
+    assert driver.has_hopper()
+
+
+def test_a_tile_that_cannot_fit_shows_its_budget() -> None:
+    spec = {"head_dim": 256, "schedule": {"tile": {"m": 128, "n": 256}}}
+    with pytest.raises(ScheduleError, match=r"does not fit: \d+ of \d+ ") as caught:
+        fa3gen.compile(spec)
+    assert len(str(caught.value).splitlines()) > 3, "one line for each part of the budget"
 
 
 def test_bad_specs_name_key_rule_and_remedy() -> None:

@@ -28,6 +28,7 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
 _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_grad_enabled = torch.is_grad_enabled
 
 
 class Attention:
@@ -105,43 +106,39 @@ class Attention:
         any launch.
         """
         scale = self._default_scale if scale is None else _checked_scale(scale)
+        result: tuple[Tensor, Tensor]
         if out is not None:
-            result, lse = self._forward_out(q, k, v, scale, out)
-        elif (
+            result = self._forward_out(q, k, v, scale, out)
+        elif not (
             type(q) is type(k) is type(v) is Tensor
             and k.is_cuda
             and v.is_cuda
             and q.get_device() in _checked_gpus
             and not _is_dynamo_compiling()
         ):
-            result, lse = self._launch(q, k, v, scale)
-        else:
             self._check_inputs(q, k, v)
-            result, lse = self._forward(q, k, v, scale)
-        return (result, lse) if return_lse else result
-
-    def _launch(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """An eager call on a GPU: the op checks all that ``_check_inputs`` does, 2 us sooner."""
-        try:
-            if _is_excluded(_AUTOGRAD) or (
-                torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-            ):
-                return self._registered.launch(q, k, v, scale)
-            # The op's autograd rule is Python and would only pass the call on, for 4 us.
-            _exclude(_AUTOGRAD, True)
+            result = self._forward(q, k, v, scale)
+        else:  # eager, on a GPU: the op checks all that _check_inputs does, 2 us sooner
             try:
-                return self._registered.launch(q, k, v, scale)
-            finally:
-                _exclude(_AUTOGRAD, False)
-        except RuntimeError as error:
-            self._explain(error, q, k, v)
+                if _is_excluded(_AUTOGRAD) or (
+                    _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+                ):
+                    result = self._registered.launch(q, k, v, scale)
+                else:
+                    # The op's autograd rule is Python and would only pass the call on, for 4 us.
+                    _exclude(_AUTOGRAD, True)
+                    try:
+                        result = self._registered.launch(q, k, v, scale)
+                    finally:
+                        _exclude(_AUTOGRAD, False)
+            except RuntimeError as error:
+                self._explain(error, q, k, v)
+        return result if return_lse else result[0]
 
     def _forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         op = self._registered.op
         result: tuple[Tensor, Tensor]
-        if torch.compiler.is_compiling() or (
-            torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        ):
+        if torch.compiler.is_compiling() or _recorded(q, k, v):
             result = op(q, k, v, scale)
         else:
             with torch._C._AutoDispatchBelowAutograd():
@@ -222,7 +219,7 @@ class Attention:
             if self._registered.interpreted is None:
                 raise InputError(
                     f"q: must be on a CUDA device, as {self.name} was loaded without the "
-                    "interpreter (got cpu)"
+                    "interpreter (got cpu); to interpret, compile with CUDA_VISIBLE_DEVICES=''"
                 )
         elif device.type != "meta":
             raise InputError(f"q: must be on a CUDA device (got {device})")
@@ -234,9 +231,7 @@ class Attention:
         if out.shape[:3] != q.shape[:3]:
             expected = (*q.shape[:3], self._head_dim_v)
             raise InputError(f"out: shape must be {expected} (got {tuple(out.shape)})")
-        if torch.is_grad_enabled() and (
-            q.requires_grad or k.requires_grad or v.requires_grad or out.requires_grad
-        ):
+        if _recorded(q, k, v) or (torch.is_grad_enabled() and out.requires_grad):
             raise InputError(
                 "out: must not be given where gradients are recorded (a tensor requires grad); "
                 "leave it out, or call under torch.no_grad()"
@@ -251,6 +246,11 @@ def load(directory: str | Path) -> Attention:
     """
     artifact = Artifact.read(directory)
     return Attention(register(artifact), artifact=artifact)
+
+
+def _recorded(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a call is recorded for a backward."""
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
 
 
 def _checked_scale(scale: float) -> float:

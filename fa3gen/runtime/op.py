@@ -12,14 +12,17 @@ process when an op is defined twice, so everything goes through one registry.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import UnsupportedError
@@ -93,8 +96,7 @@ class RegisteredOp:
         """Loads the library, which defines the pair and implements it on CUDA tensors."""
         name = self.meta.op_name
         if self._library is not None:  # defined here; the library is about to define it
-            for packet in (name, f"{name}_out"):
-                flop_registry.pop(getattr(_ops.fa3gen, packet), None)
+            _forget_flops(name)
             self._library._destroy()
             self._library = None  # now: its finalizer forgets torch.ops' packets once more
         _ops.load_library(str(artifact.library_path.resolve()))
@@ -233,8 +235,30 @@ def _define_no_backward() -> None:
     _shared.append(library)
 
 
+# --- floating-point operations --------------------------------------------------------------------
+
+_FLOP_COUNTER = "torch.utils.flop_counter"  # it imports triton, so only who counts imports it
+_uncounted: dict[str, OpMeta] = {}  # ops whose formula waits for that
+
+
 def _register_flops(name: str, meta: OpMeta) -> None:
     """Floating-point operations of the two GEMMs, as if no key were masked."""
+    if (counter := sys.modules.get(_FLOP_COUNTER)) is not None:
+        _add_formula(counter, name, meta)
+        return
+    if not _uncounted:
+        sys.meta_path.insert(0, _CounterImport())
+    _uncounted[name] = meta
+
+
+def _forget_flops(name: str) -> None:
+    _uncounted.pop(name, None)
+    if (counter := sys.modules.get(_FLOP_COUNTER)) is not None:
+        for packet in (name, f"{name}_out"):
+            counter.flop_registry.pop(getattr(_ops.fa3gen, packet), None)
+
+
+def _add_formula(counter: ModuleType, name: str, meta: OpMeta) -> None:
     row_flops = 2 * (meta.head_dim_qk + meta.head_dim_v)
 
     def count(
@@ -244,4 +268,27 @@ def _register_flops(name: str, meta: OpMeta) -> None:
         return row_flops * batch * heads * seqlen_q * k_shape[1]
 
     packets = [getattr(_ops.fa3gen, name), getattr(_ops.fa3gen, f"{name}_out")]
-    register_flop_formula(packets)(count)
+    counter.register_flop_formula(packets)(count)
+
+
+class _CounterImport:
+    """Adds the formulas that wait once someone imports torch's FLOP counter."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Finds nothing itself; for the counter, wraps the loader that the others find."""
+        if name != _FLOP_COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            for op_name, meta in _uncounted.items():
+                _add_formula(module, op_name, meta)
+            _uncounted.clear()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import sympy
+from sympy.core.relational import Relational
 
 from fa3gen.schedule.integers import extent, floor_div, is_integer_form, terms
 from fa3gen.schedule.key_sets import ALL, NONE, UNKNOWN, Interval, KeySet, both, either, solution
@@ -25,15 +26,22 @@ from fa3gen.spec.symbols import seqlen_q as SEQLEN_Q
 __all__ = ["kept_keys"]
 
 _CASES = (sympy.Max, sympy.Min, sympy.Abs, Where)
-_MOST_CASES = 32  # of one comparison
-_MOST_COMPARISONS = 16  # of one mask
+_MOST_CASES = 32  # of a mask
 
 
 def kept_keys(mask: Any) -> KeySet:
     """The keys that a mask in q, k, row and the lengths keeps in a row."""
-    if len(mask.atoms(sympy.core.relational.Relational)) > _MOST_COMPARISONS:
+    if sum(map(_cases, mask.atoms(Relational))) > _MOST_CASES:
         return UNKNOWN
     return _kept(mask.xreplace({ROW: Q + SEQLEN_Q - SEQLEN_K}))
+
+
+def _cases(comparison: Any) -> int:
+    """How many comparisons a comparison may be split into."""
+    nodes = comparison.atoms(*_CASES)
+    return math.prod(
+        2 if isinstance(node, (sympy.Abs, Where)) else len(node.args) for node in nodes
+    )
 
 
 def _kept(mask: Any) -> KeySet:
@@ -43,9 +51,6 @@ def _kept(mask: Any) -> KeySet:
         join = both if isinstance(mask, sympy.And) else either
         return join([_kept(part) for part in mask.args])
     if not isinstance(mask, (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt, sympy.Eq, sympy.Ne)):
-        return UNKNOWN
-    cases = [len(node.args) + isinstance(node, sympy.Abs) for node in mask.atoms(*_CASES)]
-    if math.prod(cases) > _MOST_CASES:
         return UNKNOWN
     difference = _normal(mask.lhs - mask.rhs)
     match mask:

@@ -2,15 +2,19 @@
 
 Per KV tile and consumer warpgroup (64 rows, N keys; rates measured on an H200):
 
-* the products keep the tensor core busy for ``N/2`` cycles a k block of 16;
+* the products keep the tensor core busy for ``N/2`` cycles a k block of 16, and it idles a fixed
+  time between the products of two steps;
 * the softmax issues about 9 cycles an element and thread: maximum, scale and subtract, exponential,
-  sum, half a conversion; the rescaling of O one cycle an element;
-* a step costs a fixed latency besides: barriers, shuffles, the pipeline's fill.
+  sum, half a conversion; a mask 3 more; the rescaling of O one;
+* alone a warpgroup issues more slowly, and a step has a fixed latency: barriers, shuffles.
+
+The constants are fitted to 14 measured tiles (head dims 64, 128, 256; benchmarks/NOTES.md).
 
 With W warpgroups taking turns, a step takes at least W times the products; one warpgroup's own
 chain, S = Q K^T, softmax and, without overlap, O += P V; and what the special-function unit and the
 issue slots need. Units that are loaded alike get in each other's way, so the estimate is the 4-norm
 of these bounds: near the largest where it stands alone, 1.4 times it where all four are equal.
+A work tile starts with a first step and ends with a last product that nothing overlaps.
 """
 
 from __future__ import annotations
@@ -23,8 +27,11 @@ from fa3gen.schedule.ranges import KeyBounds, tile_range
 __all__ = ["Cost", "estimate"]
 
 _SOFTMAX_CYCLES = 9  # of a warp's issue slot, an element a thread
-_STEP_LATENCY = 150
-_WORK_LATENCY = 2500  # of a work tile: Q's arrival, the first step, the store of O
+_MASK_CYCLES = 3
+_TENSOR_GAP = 100  # cycles of the tensor core, a step and warpgroup
+_CHAIN_CYCLES = 1.5  # more an element where one warpgroup issues alone
+_STEP_LATENCY = 350
+_WORK_LATENCY = 1500  # of a work tile: Q's arrival, the store of O
 _REFERENCE = 4096  # seqlen_q and seqlen_k that the choice is made for
 
 
@@ -47,34 +54,68 @@ def estimate(
     dims: tuple[int, int], rows_and_keys: tuple[int, int], overlap: int, bounds: KeyBounds
 ) -> Cost:
     """The cost of (query rows, keys) tiles for head dims (qk, v)."""
-    dim_qk, dim_v = dims
-    block_m, block_n = rows_and_keys
-    warpgroups = block_m // HOPPER.wgmma_rows
-    product_qk = dim_qk / 16 * block_n / 2
-    product_v = block_n / 16 * dim_v / 2
-    elements = block_n * HOPPER.wgmma_rows / HOPPER.warpgroup
-    rescale = dim_v * HOPPER.wgmma_rows / HOPPER.warpgroup
-    softmax = _SOFTMAX_CYCLES * elements + rescale
-    tensor = warpgroups * (product_qk + product_v)
-    chain = product_qk + softmax + _STEP_LATENCY
-    if overlap == 1:
-        chain += product_v
-    candidates = {
-        "tensor core": tensor,
-        "one warpgroup's chain": chain,
-        "MUFU": block_m * block_n / 16,
-        "issue": warpgroups * softmax * 0.8,
-    }
-    bound = max(candidates, key=lambda name: candidates[name])
-    interval = sum(x**4 for x in candidates.values()) ** 0.25
-    return Cost(interval, tensor, bound, _cycles_per_row(block_m, block_n, interval, bounds))
+    step = _Step(*dims, *rows_and_keys, overlap)
+    limits = step.limits(_SOFTMAX_CYCLES)
+    bound = max(limits, key=lambda name: limits[name])
+    cycles = _cycles_per_row(step, bounds)
+    return Cost(step.interval(_SOFTMAX_CYCLES), step.products * step.warpgroups, bound, cycles)
 
 
-def _cycles_per_row(block_m: int, block_n: int, interval: float, bounds: KeyBounds) -> float:
+@dataclass(frozen=True)
+class _Step:
+    """One KV tile of all consumers."""
+
+    dim_qk: int
+    dim_v: int
+    block_m: int
+    block_n: int
+    overlap: int
+
+    @property
+    def warpgroups(self) -> int:
+        return self.block_m // HOPPER.wgmma_rows
+
+    @property
+    def product_qk(self) -> float:
+        return self.dim_qk / 16 * self.block_n / 2
+
+    @property
+    def product_v(self) -> float:
+        return self.block_n / 16 * self.dim_v / 2
+
+    @property
+    def products(self) -> float:
+        """Tensor core cycles of one warpgroup."""
+        return self.product_qk + self.product_v
+
+    def softmax(self, cycles: float) -> float:
+        """Issue cycles of one warpgroup's warps."""
+        return (cycles * self.block_n + self.dim_v) * HOPPER.wgmma_rows / HOPPER.warpgroup
+
+    def limits(self, cycles: float) -> dict[str, float]:
+        """Lower bounds of a step, by what sets them."""
+        chain = self.product_qk + self.softmax(cycles + _CHAIN_CYCLES) + _STEP_LATENCY
+        return {
+            "tensor core": self.warpgroups * (self.products + _TENSOR_GAP),
+            "one warpgroup's chain": chain + (self.product_v if self.overlap == 1 else 0),
+            "MUFU": self.block_m * self.block_n / 16,
+            "issue": self.warpgroups * self.softmax(cycles) * 0.8,
+        }
+
+    def interval(self, cycles: float) -> float:
+        """Cycles of a step in the steady loop."""
+        return float(sum(x**4 for x in self.limits(cycles).values()) ** 0.25)
+
+
+def _cycles_per_row(step: _Step, bounds: KeyBounds) -> float:
     """Cycles a query row at the reference length, for the KV tiles that the mask leaves."""
     lengths = (_REFERENCE, _REFERENCE)
+    full, masked = step.interval(_SOFTMAX_CYCLES), step.interval(_SOFTMAX_CYCLES + _MASK_CYCLES)
+    edges = step.product_qk + step.softmax(_SOFTMAX_CYCLES + _MASK_CYCLES) + step.product_v
     total = 0.0
-    for first in range(0, _REFERENCE, block_m):
-        last = min(first + block_m, _REFERENCE) - 1
-        total += tile_range(bounds, first, last, lengths, block_n).tiles * interval + _WORK_LATENCY
+    for first in range(0, _REFERENCE, step.block_m):
+        last = min(first + step.block_m, _REFERENCE) - 1
+        tiles = tile_range(bounds, first, last, lengths, step.block_n)
+        whole = tiles.full_end - tiles.full_begin
+        total += whole * full + max(tiles.tiles - whole - 1, 0) * masked + edges + _WORK_LATENCY
     return total / _REFERENCE

@@ -314,6 +314,8 @@ def compiled(expr: Any) -> Callable[[TileValues], int]:
     if isinstance(expr, sympy.Integer):
         constant = int(expr)
         return lambda tile: constant
+    if not expr.args:
+        raise TypeError(f"not a part of a key bound: {expr}")
     parts = [compiled(part) for part in expr.args]
     first, rest = parts[0], parts[1:]
     match expr:
@@ -335,4 +337,4 @@ def compiled(expr: Any) -> Callable[[TileValues], int]:
             return lambda tile: first(tile) <= rest[0](tile)
         case sympy.Ge():
             return lambda tile: first(tile) >= rest[0](tile)
-    raise TypeError(f"not a key bound: {expr}")
+    raise TypeError(f"not a part of a key bound: {expr}")

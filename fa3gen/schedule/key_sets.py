@@ -110,10 +110,10 @@ def over_tile(interval: Interval, outward: bool) -> Interval | None:
 def of_every_row(kept: KeySet) -> Interval | None:
     """The keys that every row of a query tile keeps: of several intervals, the largest in samples.
 
-    None if there is none that may hold a key.
+    None if there is no interval.
     """
     tiles = [over_tile(interval, outward=False) for interval in kept.inner]
-    found = [tile for tile in tiles if tile is not None and _may_hold_keys(tile)]
+    found = [tile for tile in tiles if tile is not None]
     return max(found, key=_keys_in_samples, default=None)
 
 

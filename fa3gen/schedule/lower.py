@@ -18,7 +18,7 @@ from fa3gen.errors import GraphError
 from fa3gen.ir.ops import GemmPV, GemmQK, Mask
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Turn
-from fa3gen.schedule.needs import producer_needs, product_dim
+from fa3gen.schedule.needs import product_dim
 from fa3gen.schedule.program import (
     Advance,
     Arrive,
@@ -178,7 +178,7 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             loads(range(depth + 1), Segment.ALL)
             if depth:
                 loads(range(1, depth + 1), Segment.DRAIN)
-    needs = producer_needs(schedule.tiling.persistence)
+    needs = schedule.tiling.producer_registers
     return Role("producer", 0, 1, registers.producer, needs, emit.body)
 
 

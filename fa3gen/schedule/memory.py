@@ -81,7 +81,7 @@ def plan_registers(schedule: Schedule) -> Schedule:
     lanes = HOPPER.registers // HOPPER.warpgroup
     step = HOPPER.register_step
     launch = min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
-    consumer = consumer_limit(warpgroups, schedule.tiling.persistence)
+    consumer = consumer_limit(warpgroups, schedule.tiling.producer_registers)
     producer = min(launch * (warpgroups + 1) - consumer * warpgroups, launch)
     uses = register_needs(schedule.spec, schedule.tiling.block_n, schedule.tiling.persistence)
     plan = RegisterPlan(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import sympy
+
 from fa3gen.dtypes import DType
 from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Persistence
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.symbols import FloorDiv, FloorMod
 
 __all__ = [
+    "Setting",
     "consumer_limit",
     "over_budget",
     "padded_dim",
@@ -22,6 +29,7 @@ __all__ = [
 _WORKING_REGISTERS = 26
 _CLAIM_REGISTERS = 4  # more where work tiles are claimed
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
+_DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
 def padded_dim(dim: int, dtype: DType) -> int:
@@ -43,8 +51,15 @@ def register_needs(spec: AttentionSpec, block_n: int, persistence: Persistence) 
         "S": block_n // rows_per_register,
         "P": block_n // rows_per_register * spec.dtype.bytes // 4,
         "O": product_dim(spec.head_dim.v) // rows_per_register,
+        "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
         "working": _WORKING_REGISTERS + block_n // _KEYS_PER_REGISTER + claim,
     }
+
+
+def _divides(mask: sympy.Basic) -> bool:
+    """Whether a mask takes quotients or remainders that are no shifts."""
+    divisors = [part.args[1] for part in mask.atoms(FloorDiv, FloorMod)]
+    return any(not d.is_Integer or d <= 0 or int(d) & (int(d) - 1) for d in divisors)
 
 
 def shared_needs(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -> dict[str, int]:
@@ -60,31 +75,43 @@ def shared_needs(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -
     }
 
 
-def producer_needs(persistence: Persistence) -> int:
-    """Registers of the producer: addresses, cursors and, where it claims, its claim."""
-    return HOPPER.min_registers + (8 if persistence is Persistence.DYNAMIC else 0)
+@dataclass(frozen=True)
+class Setting:
+    """What bears on the budgets of a tile besides its size."""
+
+    stages: int
+    persistence: Persistence
+    producer: int  # registers of a producer thread
 
 
-def consumer_limit(warpgroups: int, persistence: Persistence) -> int:
+def producer_needs(persistence: Persistence, bounds: KeyBounds) -> int:
+    """Registers of the producer: addresses and cursors, its claim, divisions in the bounds."""
+    ends = (bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end)
+    divides = any(end is not None and end.has(FloorDiv) for end in ends)
+    claims = persistence is Persistence.DYNAMIC
+    return HOPPER.min_registers + HOPPER.register_step * (claims + divides)
+
+
+def consumer_limit(warpgroups: int, producer: int) -> int:
     """The registers that setmaxnreg can grant each consumer thread beside the producer."""
     lanes = HOPPER.registers // HOPPER.warpgroup
     launch = lanes // (warpgroups + 1) // HOPPER.register_step * HOPPER.register_step
-    share = (launch * (warpgroups + 1) - producer_needs(persistence)) // warpgroups
+    share = (launch * (warpgroups + 1) - producer) // warpgroups
     return min(share // HOPPER.register_step * HOPPER.register_step, HOPPER.max_registers)
 
 
 def over_budget(
-    spec: AttentionSpec, rows_and_keys: tuple[int, int], stages: int, persistence: Persistence
+    spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting
 ) -> str | None:
     """The first budget that a (query rows, keys) tile breaks, line by line; None if it fits."""
     block_m, block_n = rows_and_keys
     limit = min(
-        consumer_limit(block_m // HOPPER.wgmma_rows, persistence), HOPPER.compiled_registers
+        consumer_limit(block_m // HOPPER.wgmma_rows, setting.producer), HOPPER.compiled_registers
     )
-    needs = register_needs(spec, block_n, persistence)
+    needs = register_needs(spec, block_n, setting.persistence)
     if sum(needs.values()) > limit:
         return _lines(needs, limit, "registers a consumer thread")
-    shared = shared_needs(spec, block_m, block_n, stages)
+    shared = shared_needs(spec, block_m, block_n, setting.stages)
     over_q = spec.head_dim.v <= spec.head_dim.qk
     if over_q:
         shared = {tile: size for tile, size in shared.items() if tile != "O"}

@@ -55,6 +55,7 @@ class Tiling:
     overlap: int
     pingpong: bool
     persistence: Persistence
+    producer_registers: int  # that the producer's work takes, of each thread
 
 
 @dataclass(frozen=True)

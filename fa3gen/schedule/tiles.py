@@ -11,7 +11,7 @@ import itertools
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate
-from fa3gen.schedule.needs import over_budget, product_dim
+from fa3gen.schedule.needs import Setting, over_budget, producer_needs, product_dim
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Persistence, Tiling
 from fa3gen.spec import AttentionSpec
@@ -28,7 +28,8 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> Tiling:
     stages = knobs.pipeline_depth or 2
     overlap = knobs.overlap or 2
     persistence = _persistence(spec, bounds)
-    block_m, block_n = _tile(spec, bounds, (stages, overlap), persistence)
+    setting = Setting(stages, persistence, producer_needs(persistence, bounds))
+    block_m, block_n = _tile(spec, bounds, overlap, setting)
     warpgroups = block_m // HOPPER.wgmma_rows
     pingpong = warpgroups >= 2 and overlap == 2 if knobs.pingpong is None else knobs.pingpong
     if pingpong and overlap == 1:
@@ -36,26 +37,27 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> Tiling:
             "schedule.pingpong: with overlap 1 the two products of a step have no common turn; "
             "use overlap 2 or pingpong false"
         )
-    return Tiling(block_m, block_n, warpgroups, stages, overlap, pingpong, persistence)
+    return Tiling(
+        block_m, block_n, warpgroups, stages, overlap, pingpong, persistence, setting.producer
+    )
 
 
 def _tile(
-    spec: AttentionSpec, bounds: KeyBounds, depth: tuple[int, int], persistence: Persistence
+    spec: AttentionSpec, bounds: KeyBounds, overlap: int, setting: Setting
 ) -> tuple[int, int]:
-    """Query rows and keys of a tile; ``depth``: pipeline stages and overlap."""
-    stages, overlap = depth
+    """Query rows and keys of a tile."""
     tile = spec.schedule.tile
     keys = [tile.n] if tile and tile.n else list(_KEYS)
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
         candidates = list(itertools.product(rows, keys))
-        fitting = [c for c in candidates if not over_budget(spec, c, stages, persistence)]
+        fitting = [c for c in candidates if not over_budget(spec, c, setting)]
         if fitting:
             return min(
                 fitting, key=lambda c: (estimate(dims, c, overlap, bounds).cycles_per_row, -c[1])
             )
     block_m, block_n = candidates[0]
-    problem = over_budget(spec, (block_m, block_n), stages, persistence)
+    problem = over_budget(spec, (block_m, block_n), setting)
     raise ScheduleError(f"tile {block_m}x{block_n} does not fit: {problem}")
 
 

@@ -4,13 +4,13 @@
 //   type        bf16, fp32 accumulation
 //   score       score
 //   mask        causal
-//   work tile   192 queries by 96 keys a step
+//   work tile   192 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 3 consumers of 64 queries
 //   rings       2 stages of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   ping-pong   consumers take turns on the tensor core
 //   grid        a CTA claims its next work tile from a counter
-//   shared      98416 bytes
+//   shared      114800 bytes
 //   registers   producer 32, consumers 160
 #include <cuda.h>
 
@@ -33,7 +33,7 @@ using Element = __nv_bfloat16;
 constexpr int kHeadDimQK = 64;  // in whole blocks of 16
 constexpr int kHeadDimV = 64;
 constexpr int kBlockM = 192;  // query rows of a work tile
-constexpr int kBlockN = 96;  // keys of a KV tile
+constexpr int kBlockN = 128;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kConsumers = 3;
 constexpr int kThreads = 512;
@@ -43,19 +43,19 @@ constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 1;
 constexpr int kChunksV = 1;
 constexpr int kQOffset = 0;  // 192 x 64
-constexpr int kKOffset = 24576;  // 96 x 64, 2 stages
-constexpr int kVOffset = 49152;  // 96 x 64, 2 stages
-constexpr int kOOffset = 73728;  // 192 x 64
-constexpr int kWorkOffset = 98304;  // 1 x 1
-constexpr int kQFullOffset = 98320;
-constexpr int kQEmptyOffset = 98328;
-constexpr int kKFullOffset = 98336;
-constexpr int kKEmptyOffset = 98352;
-constexpr int kVFullOffset = 98368;
-constexpr int kVEmptyOffset = 98384;
-constexpr int kWorkFullOffset = 98400;
-constexpr int kWorkEmptyOffset = 98408;
-constexpr int kSharedBytes = 98416;
+constexpr int kKOffset = 24576;  // 128 x 64, 2 stages
+constexpr int kVOffset = 57344;  // 128 x 64, 2 stages
+constexpr int kOOffset = 90112;  // 192 x 64
+constexpr int kWorkOffset = 114688;  // 1 x 1
+constexpr int kQFullOffset = 114704;
+constexpr int kQEmptyOffset = 114712;
+constexpr int kKFullOffset = 114720;
+constexpr int kKEmptyOffset = 114736;
+constexpr int kVFullOffset = 114752;
+constexpr int kVEmptyOffset = 114768;
+constexpr int kWorkFullOffset = 114784;
+constexpr int kWorkEmptyOffset = 114792;
+constexpr int kSharedBytes = 114800;
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;  // elements
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
@@ -71,22 +71,26 @@ struct ProductQK {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "setp.ne.b32 p, %50, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+        "setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, "
-        "%40, %41, %42, %43, %44, %45, %46, %47}, "
-        "%48, %49, p, 1, 1, 0, 0;\n"
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 0, 0;\n"
         "}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
           "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
           "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
           "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
@@ -197,7 +201,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // The tile with the last key.
           fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 12288);
+          fa3gen::expect_bytes(k_full[k.stage], 16384);
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
@@ -213,12 +217,12 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 12288);
+            fa3gen::expect_bytes(k_full[k.stage], 16384);
             fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
                 tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             k.advance();
             fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 12288);
+            fa3gen::expect_bytes(v_full[v.stage], 16384);
             fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
@@ -226,7 +230,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-          fa3gen::expect_bytes(v_full[v.stage], 12288);
+          fa3gen::expect_bytes(v_full[v.stage], 16384);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();

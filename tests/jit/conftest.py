@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fa3gen.jit.toolchain import Toolchain, _find_ninja
+from fa3gen.jit.toolchain import Toolchain, find_ninja
 
 LOG = """\
 ptxas info    : Compiling entry function 'standin_kernel' for 'sm_90a'
@@ -23,19 +23,21 @@ class ScriptedToolchain:
         self.script("nvcc", LOG)
         self.script("cxx", "")
 
-    def script(self, name: str, output: str, status: int = 0) -> None:
-        """Makes ``name`` print ``output`` and end with ``status``."""
+    def script(self, name: str, output: str, status: int = 0, seconds: float = 0) -> None:
+        """Makes ``name`` print ``output`` and end with ``status`` after ``seconds``."""
         (self.folder / f"{name}.txt").write_text(output)
-        path = self.folder / name
-        path.write_text(
+        new = self.folder / f"{name}.new"
+        new.write_text(
             "#!/bin/sh\n"
             f"echo \"{name} $*\" >> '{self.folder}/calls'\n"
             f"cat '{self.folder}/{name}.txt'\n"
+            f"sleep {seconds}\n"
             f"[ {status} = 0 ] || exit {status}\n"
             'while [ "$1" != -o ]; do shift; done\n'
             'echo made > "$2"\n'
         )
-        path.chmod(0o755)
+        new.chmod(0o755)
+        new.replace(self.folder / name)  # a shell that runs the old script goes on with it
 
     @property
     def calls(self) -> list[str]:
@@ -56,7 +58,7 @@ class ScriptedToolchain:
             cutlass_version="4.2.0.0",
             torch_include=self.folder / "torch",
             torch_lib=self.folder,
-            ninja=_find_ninja(),
+            ninja=find_ninja(),
         )
 
 

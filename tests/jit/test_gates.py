@@ -19,6 +19,30 @@ def test_clean_log() -> None:
     assert check_ptxas_log(CLEAN, "kernel") == KernelUsage(registers=168, spill_bytes=0)
 
 
+INJECTED = (
+    "ptxas info    : (C7519) warpgroup.arrive is injected in around line 3114 by compiler to allow "
+    "use of registers in GMMA in function 'kernel'\n"
+)
+
+
+def test_an_injected_fence_passes() -> None:
+    assert check_ptxas_log(INJECTED + CLEAN + INJECTED, "kernel").registers == 168
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        INJECTED.replace("C7519", "C7517"),  # an injected wait, which ends the overlap
+        INJECTED.replace("C7519", "C7518"),
+        INJECTED.replace("warpgroup", "Potential Performance Loss: warpgroup"),
+        INJECTED.strip() + " (C7510)\n",
+    ],
+)
+def test_no_other_message_passes_with_it(line: str) -> None:
+    with pytest.raises(BuildError, match="gives up performance"):
+        check_ptxas_log(CLEAN + INJECTED + line, "kernel")
+
+
 def test_registers_are_those_of_the_named_kernel() -> None:
     other = CLEAN.replace("'kernel'", "'other'").replace("168", "32")
     assert check_ptxas_log(other + CLEAN, "kernel").registers == 168

@@ -154,3 +154,26 @@ print(counter.get_total_flops(), late)
     shown = run_python(program, str(standin_artifact.directory))
     assert shown.startswith(f"{4 * 3 * 2 * 2 * 128} ")
     assert "on CUDA and the interpreter" in shown
+
+
+def test_flops_are_counted_by_a_counter_that_comes_later(standin_artifact: Artifact) -> None:
+    program = """
+import sys
+import torch
+from fa3gen.runtime.artifact import Artifact
+from fa3gen.runtime.attention import Attention
+from fa3gen.runtime.op import register_interpreted
+
+def interpret(q, k, v, scale):
+    return q * scale, q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+
+attention = Attention(register_interpreted(Artifact.read(sys.argv[1]), interpret))
+assert "torch.utils.flop_counter" not in sys.modules, "it brings in triton"
+from torch.utils.flop_counter import FlopCounterMode
+q = torch.ones(1, 2, 3, 128, dtype=torch.bfloat16)
+with FlopCounterMode(display=False) as counter:
+    attention(q, q, q)
+print(counter.get_total_flops(), sum("CounterImport" in str(finder) for finder in sys.meta_path))
+"""
+    shown = run_python(program, str(standin_artifact.directory))
+    assert shown.split() == [str(4 * 3 * 2 * 2 * 128), "0"]

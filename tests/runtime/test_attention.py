@@ -9,6 +9,7 @@ from test_op import inputs, interpreted, math_attention
 from torch import Tensor
 
 from fa3gen.errors import InputError
+from fa3gen.runtime import attention as attention_module
 from fa3gen.runtime.attention import Attention
 
 
@@ -29,6 +30,20 @@ def test_attributes(attention: Attention) -> None:
     assert attention.artifact is None
     assert attention.op.namespace == "fa3gen"
     assert "on the interpreter" in repr(attention)
+
+
+def test_spec_is_made_when_asked_for() -> None:
+    made: list[str] = []
+
+    def make() -> str:
+        made.append("a spec")
+        return made[-1]
+
+    attention = Attention(interpreted(), spec=make)
+    assert made == []
+    assert attention.spec == attention.spec == "a spec"
+    assert made == ["a spec"]
+    assert Attention(interpreted()).spec is None
 
 
 def test_default_scale(attention: Attention) -> None:
@@ -187,6 +202,53 @@ def test_interpreted_kernel_refuses_cuda_tensors(attention: Attention) -> None:
         q, k, v = (torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in (Q, K, V))
         with pytest.raises(InputError, match="must be on the CPU, as small is interpreted"):
             attention(q, k, v)
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_another_gpu_is_refused_before_a_launch(
+    monkeypatch: pytest.MonkeyPatch, on_cuda: bool
+) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    registered = interpreted()
+    registered.on_cuda = on_cuda
+    attention = Attention(registered)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(attention_module, "_checked_gpus", set())
+    monkeypatch.setattr(registered, "op", None)  # to launch would be a TypeError
+    with FakeTensorMode():
+        q, k, v = (torch.empty(x.shape, dtype=x.dtype, device="cuda:0") for x in (Q, K, V))
+        with pytest.raises(
+            InputError,
+            match=r"q: must be on a GPU of compute capability 9\.0, Hopper "
+            r"\(got cuda:0, NVIDIA A100, 8\.0\); move the tensors",
+        ):
+            attention(q, k, v)
+
+
+# On a GPU an eager call leaves the checks to the op, whose errors are explained afterwards.
+
+
+def test_an_ops_error_is_explained_by_the_rule_that_is_broken(attention: Attention) -> None:
+    with pytest.raises(InputError, match=r"k, v: batch must be that of q, 2") as caught:
+        attention._explain(RuntimeError("whatever the op has said"), Q, K[:1], V)
+    assert caught.value.__suppress_context__
+
+
+def test_a_rule_that_the_op_alone_checks(attention: Attention) -> None:
+    said = f"fa3gen::{attention.op._opname}: q: size of dimension 1 must be below 2^31\nException"
+    with pytest.raises(InputError) as caught:
+        attention._explain(RuntimeError(said), Q, K, V)
+    assert str(caught.value) == "q: size of dimension 1 must be below 2^31"
+
+
+def test_an_error_that_is_none_of_the_inputs(attention: Attention) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        attention._explain(error, Q, K, V)
+    assert caught.value is error
 
 
 def test_empty_batch_and_no_query(attention: Attention) -> None:

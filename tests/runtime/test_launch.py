@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fa3gen.errors import InputError
 from fa3gen.runtime.artifact import Artifact
@@ -125,6 +126,39 @@ def test_op_checks_for_itself(attention: Attention) -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+def test_a_call_explains_what_the_op_refuses(attention: Attention) -> None:
+    q, k = draw(2, 10, 4, 128), draw(2, 10, 4, 128)
+    attention(q, k, k)  # the GPU is known from here on
+    for arguments, message in (
+        ((q.half(), k, k), r"q: dtype must be torch\.bfloat16 \(got torch\.float16\)"),
+        ((q[0], k, k), r"q: rank must be 4"),
+        ((q, k.cpu(), k), r"k, v: must be on the device of q, cuda:0 \(got cpu, cuda:0\)"),
+        ((q, k, k.to("meta")), r"k, v: must be on the device of q"),
+        ((q, k[..., :64], k), r"k: head_dim must be 128 \(got 64\)"),
+        ((q, k[:1], k), r"k, v: batch must be that of q, 2 \(got 1 and 2\)"),
+        ((q, k, k[:, :3]), r"v: seqlen must be that of k, 10 \(got 3\)"),
+        ((q[:, :, :3], k, k), r"k: heads must divide those of q, 3 \(got 4\)"),
+        ((None, k, k), r"q: must be a torch\.Tensor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            attention(*arguments)
+    with pytest.raises(InputError, match="scale: must be finite"):
+        attention(q, k, k, scale=math.nan)
+
+
+def test_a_call_records_and_counts(attention: Attention) -> None:
+    q, k = draw(2, 10, 4, 128).requires_grad_(), draw(2, 10, 4, 128)
+    assert attention(q, k, k).requires_grad
+    with torch.no_grad():
+        assert not attention(q, k, k).requires_grad
+    with torch.inference_mode():
+        assert attention(q, k, k).is_inference()
+    assert attention(q, k, k).requires_grad
+    with FlopCounterMode(display=False) as counter:
+        attention(q, k, k)
+    assert counter.get_total_flops() == 2 * 2 * 4 * 10 * 10 * 256
 
 
 def test_current_stream_and_graph(attention: Attention) -> None:

@@ -48,6 +48,7 @@ TIGHT = [
     "not (causal or prefix(7))",
     "causal or prefix(5)",
     "causal or k < 4 or window(2, 6)",
+    "causal or k < 17 and k > 18",
     "chunk(4)",
     "chunk(5)",
     "chunk(64)",
@@ -225,3 +226,259 @@ def test_ranges_are_as_tight_as_tiles_allow(mask: str, block_n: int) -> None:
             else:
                 assert tiles.tiles <= 1, where
             assert set(range(tiles.full_begin, tiles.full_end)) == full, where
+
+
+# --- any mask -------------------------------------------------------------------------------------
+
+_small = st.integers(-9, 25)
+_factors = st.sampled_from([-3, -2, -1, 1, 2, 3, 5])
+_divisors = st.integers(2, 7)
+_signs = st.sampled_from(["<=", "<", ">=", ">", "==", "!="])
+_ends = st.sampled_from(["q", "-q", "row", "0", "seqlen_k", "2 * q", "q // 3", "q % 4 - q"])
+
+
+def _texts(form: str, *parts: st.SearchStrategy[Any]) -> st.SearchStrategy[str]:
+    return st.tuples(*parts).map(lambda values: form.format(*values))
+
+
+_comparisons = st.one_of(
+    _texts("{} * k {} {} + ({})", _factors, _signs, _ends, _small),
+    _texts("k // {} {} q // {} + ({})", _divisors, _signs, _divisors, _small),
+    _texts("({} * k + q) // {} {} {} + ({})", _factors, _divisors, _signs, _ends, _small),
+    _texts("k % {} {} {}", _divisors, _signs, _small),
+    _texts("k - k % {} {} {} + ({})", _divisors, _signs, _ends, _small),
+    _texts("k // {} - k // {} {} {}", _divisors, _divisors, _signs, _small),
+    _texts("abs(k - q + ({})) {} {}", _small, _signs, _small),
+    _texts("max(k, {}) {} min({}, {})", _ends, _signs, _small, _ends),
+    _texts("k {} where(q {} {}, {}, {})", _signs, _signs, _small, _ends, _ends),
+    _texts("{} {} {}", _ends, _signs, _small),
+    _texts("k * k {} {}", _signs, _small),
+    _texts("chunk({})", _divisors),
+    _texts("window({}, {})", st.integers(-1, 9), st.integers(-1, 9)),
+    _texts("prefix({})", st.integers(0, 20)),
+)
+_masks = st.recursive(
+    _comparisons,
+    lambda inner: st.one_of(
+        _texts("({} and {})", inner, inner),
+        _texts("({} or {})", inner, inner),
+        _texts("not ({})", inner),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    mask=_masks,
+    lengths=st.tuples(st.integers(1, 18), st.integers(0, 26)),
+    block_n=st.integers(1, 9),
+)
+def test_any_mask(mask: str, lengths: tuple[int, int], block_n: int) -> None:
+    bounds = key_bounds(parse_mask(mask, {}))
+    for rows in query_tiles(lengths):
+        check(mask, bounds, rows, lengths, block_n)
+
+
+def test_what_depends_on_heads_or_inputs_bounds_nothing() -> None:
+    inputs = {
+        "doc": InputSpec(shape=("b", "k"), dtype=DType.INT32),
+        "reach": InputSpec(dtype=DType.INT32),
+    }
+
+    def bounds(mask: str) -> KeyBounds:
+        return key_bounds(parse_mask(mask, inputs))
+
+    causal = bounds("causal")
+    for mask in ("h < 3", "b != 1", "document(doc)", "window(reach, -1)", "k <= q + hk"):
+        unknown = bounds(mask)
+        assert (unknown.some_begin, unknown.some_end, unknown.exact) == (None, None, False), mask
+        restricted = bounds(f"causal and ({mask})")
+        assert (restricted.some_end, restricted.exact) == (causal.some_end, False), mask
+        widened = bounds(f"causal or ({mask})")
+        assert (widened.some_end, widened.every_end) == (None, causal.every_end), mask
+        assert widened.exact, mask
+
+
+# --- what a person would have written -------------------------------------------------------------
+
+_BY_HAND: dict[str, Callable[[range, int, int], tuple[int, int, int, int]]] = {
+    "causal": lambda q, n, keys: (0, 0, (q[0] + 1) // n, -(-(q[-1] + 1) // n)),
+    "chunk(256)": lambda q, n, keys: (
+        q[0] // 256 * 256 // n,
+        q[0] // 256 * 256 // n,
+        (q[0] // 256 + 1) * 256 // n,
+        (q[0] // 256 + 1) * 256 // n,
+    ),
+    "causal and chunk(256)": lambda q, n, keys: (
+        q[0] // 256 * 256 // n,
+        q[0] // 256 * 256 // n,
+        (q[0] + 1) // n,
+        -(-(q[-1] + 1) // n),
+    ),
+    "causal or prefix(200)": lambda q, n, keys: (
+        0,
+        0,
+        max(q[0] + 1, 200) // n,
+        -(-max(q[-1] + 1, 200) // n),
+    ),
+    "window(255, 0)": lambda q, n, keys: (
+        max(q[0] - 255, 0) // n,
+        -(-max(q[-1] - 255, 0) // n),
+        (q[0] + 1) // n,
+        -(-(q[-1] + 1) // n),
+    ),
+    "window(511, 0) or prefix(64)": lambda q, n, keys: (
+        0,
+        -(-max(q[-1] - 511, 0) // n),
+        (q[0] + 1) // n,
+        -(-(q[-1] + 1) // n),
+    ),
+    "(q < 64) or window(255, 255)": lambda q, n, keys: (
+        max(q[0] - 255, 0) // n if q[0] >= 64 else 0,
+        -(-max(q[-1] - 255, 0) // n),
+        min(q[0] + 256, keys) // n,
+        -(-(min(q[-1] + 256, keys) if q[0] >= 64 else keys) // n),
+    ),
+}
+
+
+@pytest.mark.parametrize("mask", _BY_HAND)
+@pytest.mark.parametrize("block_n", [64, 128])
+def test_ranges_by_hand(mask: str, block_n: int) -> None:
+    bounds = key_bounds(parse_mask(mask, {}))
+    keys = 2048
+    for first in range(0, keys, 128):
+        rows = range(first, first + 128)
+        tiles = tile_range(bounds, rows[0], rows[-1], (keys, keys), block_n)
+        expected = TileRange(*_BY_HAND[mask](rows, block_n, keys))
+        if mask == "(q < 64) or window(255, 255)" and first >= 128:
+            # One interval: a begin that only some query tiles have is left to the mask.
+            expected = TileRange(0, expected.full_begin, expected.full_end, expected.end)
+        assert tiles == expected, (rows, bounds)
+
+
+def test_texts_of_bounds() -> None:
+    def texts(mask: str) -> tuple[str, ...]:
+        bounds = key_bounds(parse_mask(mask, {}))
+        ends = (bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end)
+        return tuple(str(end) for end in ends)
+
+    assert texts("causal") == ("None", "None", "q_first + 1", "q_last + 1")
+    assert texts("causal and chunk(64)") == (
+        "64*FloorDiv(q_first, 64)",
+        "64*FloorDiv(q_last, 64)",
+        "q_first + 1",
+        "q_last + 1",
+    )
+    assert texts("causal or window(9, 4) or k < 4") == (
+        "None",
+        "None",
+        "Max(4, q_first + 5)",
+        "Max(4, q_last + 5)",
+    )
+    assert texts("2 * k + 1 <= 4 * (q // 2)") == (
+        "None",
+        "None",
+        "2*FloorDiv(q_first, 2)",
+        "2*FloorDiv(q_last, 2)",
+    )
+
+
+# --- long sequences -------------------------------------------------------------------------------
+
+LONG = [
+    "causal",
+    "window(1073741824, 0)",
+    "window(4095, 1073741823)",
+    "chunk(1000003)",
+    "causal and chunk(2147483647)",
+    "causal or prefix(1073741824)",
+    "2 * k <= q",
+    "k <= 2 * q + 5",
+    "k >= 2 * q",
+    "k < 4 * row + 4",
+    "3 * k >= 7 * q - 1000000000",
+    "5 * k <= 3 * q",
+    "3 * k < 2 * q + 2147483647",
+    "k // 7 <= 2 * (q // 5)",
+    "k <= q + 2147483647",
+    "k <= row + 1073741823",
+    "k >= row - 1073741823 and k + q >= 1073741824",
+    "q >= 1000000000 and causal",
+    "k <= q + seqlen_q",
+    "k <= q + 5 * seqlen_k",
+    "1000000 * k <= 1000001 * q + 12345",
+]
+
+
+@pytest.mark.parametrize("mask", LONG)
+def test_long_sequences(mask: str) -> None:
+    """Keys next to each bound, and some at random, in sequences of up to 2^30 positions."""
+    bounds = key_bounds(parse_mask(mask, {}))
+    draw = random.Random(mask)
+    longest = 2**30
+    for lengths in ((longest, longest), (1, longest), (longest, 1), (longest - 5, longest - 10**6)):
+        seqlen_q, seqlen_k = lengths
+        starts = [0, max(seqlen_q - 128, 0), *(draw.randrange(seqlen_q) for _ in range(5))]
+        for first in starts:
+            shift = seqlen_k - seqlen_q
+            rows = range(first + shift, min(first + 128, seqlen_q) + shift)
+            tiles = tile_range(bounds, rows[0], rows[-1], lengths, 128)
+            edges = {edge for tile in vars(tiles).values() for edge in (tile * 128 - 1, tile * 128)}
+            for k in (*edges, 0, seqlen_k - 1, *(draw.randrange(seqlen_k) for _ in range(9))):
+                if not 0 <= k < seqlen_k:
+                    continue
+                keeps = [
+                    kept(mask, q, k, lengths) for q in (rows[0], rows[-1], rows[len(rows) // 2])
+                ]
+                where = f"{mask}, k {k}, {rows}, {lengths}: {tiles} {bounds}"
+                assert not any(keeps) or tiles.begin <= k // 128 < tiles.end, where
+                assert all(keeps) or not tiles.full_begin <= k // 128 < tiles.full_end, where
+
+
+def test_what_int32_cannot_hold_leaves_the_other_bounds() -> None:
+    """``row - seqlen_k`` is ``q + seqlen_q - 2 * seqlen_k``, and twice a length may not fit."""
+    bounds = key_bounds(parse_mask("causal and k >= row - seqlen_k", {}))
+    assert str(bounds.some_end) == "q_last + 1"
+    assert (bounds.some_begin, bounds.exact) == (None, False)
+    widened = key_bounds(parse_mask("causal or k >= row - seqlen_k", {}))
+    assert (widened.some_end, str(widened.every_end)) == (None, "q_first + 1")
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def test_unmasked_sides() -> None:
+    full = key_bounds(parse_mask("full", {}))
+    assert (full.some_begin, full.every_begin, full.every_end, full.some_end) == (None,) * 4
+    assert not full.masks_left
+    assert not full.masks_right
+    causal = key_bounds(parse_mask("causal", {}))
+    assert causal.masks_right
+    assert not causal.masks_left
+    assert key_bounds(parse_mask("window(5, -1)", {})).masks_left
+    assert key_bounds(parse_mask("k % 2 == 0", {})).masks_right  # every tile is masked
+    widened = key_bounds(parse_mask("causal or h > 1", {}))  # all are visited, not all are full
+    assert (widened.some_end, widened.masks_right, widened.masks_left) == (None, True, False)
+    nothing = key_bounds(parse_mask("false", {}))
+    assert (nothing.some_end, nothing.every_end, nothing.exact) == (0, 0, False)
+
+
+def test_tiles_are_counted_from_begin_to_end() -> None:
+    assert TileRange(2, 3, 4, 7).tiles == 5
+    bounds = key_bounds(parse_mask("causal", {}))
+    assert tile_range(bounds, 128, 255, (512, 512), 128) == TileRange(0, 0, 1, 2)
+    assert tile_range(bounds, -128, -1, (512, 384), 128) == TileRange(0, 0, 0, 0)
+
+
+def test_bounds_of_other_symbols_have_no_value() -> None:
+    bounds = KeyBounds(None, None, None, sympy.Symbol("other") + 1, True)
+    with pytest.raises(TypeError, match="other"):
+        tile_range(bounds, 0, 7, (8, 8), 4)
+
+
+def test_a_long_mask_is_left_to_the_mask() -> None:
+    mask = " or ".join(f"{index} * k < q" for index in range(1, 40))
+    bounds = key_bounds(parse_mask(mask, {}))
+    assert (bounds.some_end, bounds.exact) == (None, False)

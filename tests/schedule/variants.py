@@ -32,7 +32,11 @@ _KNOBS: dict[str, dict[str, Any]] = {
     "three stages": {"mask": "causal", "head_dim": 64, "schedule": {"pipeline_depth": 3}},
     "chunk": {"mask": "chunk(64)"},
     "dilated": {"mask": "(q - k) % 2 == 0"},
-    "fp16, head dims apart": {"head_dim": {"qk": 192, "v": 128}, "dtype": "fp16"},
+    "fp16, head dims apart": {
+        "head_dim": {"qk": 192, "v": 128},
+        "dtype": "fp16",
+        "schedule": {"tile": {"m": 128, "n": 128}},
+    },
 }
 VARIANTS = tuple(_KNOBS)
 

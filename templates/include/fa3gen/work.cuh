@@ -13,8 +13,11 @@ struct WorkTile {
   int batch;
 };
 
-// Integer division and remainder that round down, as in Python.
+// Integer division and remainder that round down, as in Python. The divisor is a constant.
 __device__ __forceinline__ int floor_div(int a, int b) {
+  if (b > 0 && (b & (b - 1)) == 0) {
+    return a >> (31 - __clz(b));
+  }
   int const quotient = a / b;
   return quotient - (a % b != 0 && (a < 0) != (b < 0));
 }
