@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from standin import META, standin_source
 
+from fa3gen.debug import COMPILER
 from fa3gen.errors import BuildError
 from fa3gen.jit.compiler import build
 from fa3gen.runtime.artifact import Artifact
@@ -92,3 +93,13 @@ def test_rebuild_after_a_failure(scripted, tmp_path: Path) -> None:
         build(standin_source(), tmp_path / "out", scripted.toolchain)
     scripted.script("nvcc", log)
     assert build(standin_source(), tmp_path / "out", scripted.toolchain).registers == 90
+
+
+def test_compiler_output_is_logged(
+    scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(COMPILER, logger="fa3gen.jit"):
+        build(standin_source(), tmp_path / "out", scripted.toolchain)
+    (record,) = [record for record in caplog.records if record.name == "fa3gen.jit"]
+    assert record.levelno == COMPILER
+    assert "Used 90 registers" in record.getMessage()
