@@ -164,6 +164,10 @@ class Mask(TileOp):
 class RowMax(TileOp):
     """m' = max(m, rowmax S); alpha = 2^((m - m') * scale_log2)."""
 
+    @property
+    def cycles(self) -> int:
+        return -(-self.reads[0].elements // 64)
+
 
 class Exp(TileOp):
     """S = 2^((S - m') * scale_log2), in place."""

@@ -13,6 +13,9 @@
 
 from __future__ import annotations
 
+import logging
+
+from fa3gen import debug
 from fa3gen.ir import build_forward
 from fa3gen.ir.build import check_supported
 from fa3gen.schedule.lower import lower
@@ -26,6 +29,8 @@ from fa3gen.spec import AttentionSpec
 
 __all__ = ["PASSES", "make_program", "make_schedule"]
 
+_log = logging.getLogger(__name__)
+
 PASSES = (place, plan_memory, plan_registers)
 
 
@@ -36,8 +41,10 @@ def make_schedule(spec: AttentionSpec) -> Schedule:
     tiling = choose_tiling(spec, bounds)
     graph = build_forward(spec, tiling.block_m, tiling.block_n)
     schedule = Schedule(spec, tiling, graph, bounds)
+    _log.log(debug.PASSES, "graph:\n%s", graph)
     for run_pass in PASSES:
         schedule = run_pass(schedule)
+        _log.log(debug.PASSES, "after %s:\n%s", run_pass.__name__, schedule)
     return schedule
 
 
