@@ -12,7 +12,14 @@ from dataclasses import replace
 from fa3gen.dtypes import DType
 from fa3gen.errors import ScheduleError
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.needs import consumer_limit, padded_dim, register_needs, shared_needs
+from fa3gen.schedule.needs import (
+    Setting,
+    consumer_limit,
+    launch_registers,
+    padded_dim,
+    register_needs,
+    shared_needs,
+)
 from fa3gen.schedule.schedule import (
     BarrierPlan,
     BufferPlan,
@@ -78,12 +85,13 @@ def _barriers(buffers: list[BufferPlan], offset: int, warpgroups: int) -> tuple[
 def plan_registers(schedule: Schedule) -> Schedule:
     """Split the register file between the producer and the consumers."""
     warpgroups = schedule.tiling.warpgroups
-    lanes = HOPPER.registers // HOPPER.warpgroup
     step = HOPPER.register_step
-    launch = min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
+    launch = launch_registers(warpgroups)
     consumer = consumer_limit(warpgroups, schedule.tiling.producer_registers)
     producer = min(launch * (warpgroups + 1) - consumer * warpgroups, launch)
-    uses = register_needs(schedule.spec, schedule.tiling.block_n, schedule.tiling.persistence)
+    tiling = schedule.tiling
+    setting = Setting(tiling.stages, tiling.persistence, tiling.producer_registers)
+    uses = register_needs(schedule.spec, tiling.block_n, setting)
     plan = RegisterPlan(
         tuple(RegisterUse(tile, count) for tile, count in uses.items()),
         launch,

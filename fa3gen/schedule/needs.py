@@ -16,6 +16,7 @@ from fa3gen.spec.symbols import FloorDiv, FloorMod
 __all__ = [
     "Setting",
     "consumer_limit",
+    "launch_registers",
     "over_budget",
     "padded_dim",
     "producer_needs",
@@ -28,8 +29,21 @@ __all__ = [
 # at which ptxas compiled every tile tried without a spill.
 _WORKING_REGISTERS = 26
 _CLAIM_REGISTERS = 4  # more where work tiles are claimed
+_FIXED_STAGE_REGISTERS = 20  # more with one stage: ptxas keeps its descriptors through the loop
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
+_PRODUCT_REGISTERS = (
+    30  # of one wgmma beside its accumulator: ptxas wants them within those at entry
+)
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What bears on the budgets of a tile besides its size."""
+
+    stages: int
+    persistence: Persistence
+    producer: int  # registers of a producer thread
 
 
 def padded_dim(dim: int, dtype: DType) -> int:
@@ -43,16 +57,18 @@ def product_dim(dim: int) -> int:
     return -(-dim // HOPPER.product_block) * HOPPER.product_block
 
 
-def register_needs(spec: AttentionSpec, block_n: int, persistence: Persistence) -> dict[str, int]:
+def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[str, int]:
     """Registers of a consumer thread by tile value, for 64 rows a warpgroup."""
-    claim = _CLAIM_REGISTERS if persistence is Persistence.DYNAMIC else 0
+    extra = block_n // _KEYS_PER_REGISTER
+    extra += _CLAIM_REGISTERS if setting.persistence is Persistence.DYNAMIC else 0
+    extra += _FIXED_STAGE_REGISTERS if setting.stages == 1 else 0
     rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
     return {
         "S": block_n // rows_per_register,
         "P": block_n // rows_per_register * spec.dtype.bytes // 4,
         "O": product_dim(spec.head_dim.v) // rows_per_register,
         "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
-        "working": _WORKING_REGISTERS + block_n // _KEYS_PER_REGISTER + claim,
+        "working": _WORKING_REGISTERS + extra,
     }
 
 
@@ -75,28 +91,24 @@ def shared_needs(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -
     }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What bears on the budgets of a tile besides its size."""
-
-    stages: int
-    persistence: Persistence
-    producer: int  # registers of a producer thread
-
-
 def producer_needs(persistence: Persistence, bounds: KeyBounds) -> int:
-    """Registers of the producer: addresses and cursors, its claim, divisions in the bounds."""
+    """Registers of the producer: addresses and cursors, its claim, bounds beyond affine ones."""
     ends = (bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end)
-    divides = any(end is not None and end.has(FloorDiv) for end in ends)
+    hard = any(end is not None and end.has(FloorDiv, sympy.Min, sympy.Max) for end in ends)
     claims = persistence is Persistence.DYNAMIC
-    return HOPPER.min_registers + HOPPER.register_step * (claims + divides)
+    return HOPPER.min_registers + HOPPER.register_step * (claims + hard)
+
+
+def launch_registers(warpgroups: int) -> int:
+    """Registers a thread at entry, beside so many consumer warpgroups and one producer."""
+    lanes = HOPPER.registers // HOPPER.warpgroup
+    step = HOPPER.register_step
+    return min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
 
 
 def consumer_limit(warpgroups: int, producer: int) -> int:
     """The registers that setmaxnreg can grant each consumer thread beside the producer."""
-    lanes = HOPPER.registers // HOPPER.warpgroup
-    launch = lanes // (warpgroups + 1) // HOPPER.register_step * HOPPER.register_step
-    share = (launch * (warpgroups + 1) - producer) // warpgroups
+    share = (launch_registers(warpgroups) * (warpgroups + 1) - producer) // warpgroups
     return min(share // HOPPER.register_step * HOPPER.register_step, HOPPER.max_registers)
 
 
@@ -108,9 +120,13 @@ def over_budget(
     limit = min(
         consumer_limit(block_m // HOPPER.wgmma_rows, setting.producer), HOPPER.compiled_registers
     )
-    needs = register_needs(spec, block_n, setting.persistence)
+    needs = register_needs(spec, block_n, setting)
     if sum(needs.values()) > limit:
         return _lines(needs, limit, "registers a consumer thread")
+    launch = launch_registers(block_m // HOPPER.wgmma_rows)
+    product = {"accumulator": max(needs["S"], needs["O"]), "operands": _PRODUCT_REGISTERS}
+    if sum(product.values()) > launch:
+        return _lines(product, launch, "registers at entry, that one product may take")
     shared = shared_needs(spec, block_m, block_n, setting.stages)
     over_q = spec.head_dim.v <= spec.head_dim.qk
     if over_q:

@@ -24,7 +24,7 @@ template <int kChunks, int kRows, int kChunkColumns, class Element>
 __device__ __forceinline__ void tma_load(CUtensorMap const& map, uint64_t& barrier, Element* tile,
                                          int row, int head, int batch, uint64_t eviction) {
   uint32_t const arrival = cute::cast_smem_ptr_to_uint(&barrier);
-#pragma unroll
+#pragma unroll 1
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     uint32_t const target = cute::cast_smem_ptr_to_uint(tile + chunk * kRows * kChunkColumns);
     asm volatile(
