@@ -75,10 +75,10 @@ def test_overlap_hides_the_softmax() -> None:
     assert overlapped.cycles < sequence.cycles
 
     def beside(found: Timeline) -> bool:
-        """Whether a product runs while its own warpgroup computes exponentials."""
+        """Whether a product runs while its own warpgroup is at a softmax."""
         products = [span for span in found.spans if span.op == "GemmPV"]
-        exps = [span for span in found.spans if span.op == "Exp"]
-        return any(p.begin < e.end and e.begin < p.end for p in products for e in exps)
+        maxima = [span for span in found.spans if span.op == "RowMax"]
+        return any(p.begin < m.end and m.begin < p.end for p in products for m in maxima)
 
     assert beside(overlapped)
     assert not beside(sequence)

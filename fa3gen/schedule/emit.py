@@ -45,6 +45,7 @@ from fa3gen.schedule.program import (
 __all__ = ["Emitter", "Turn"]
 
 
+_SETTLED = ("alpha", "row_sum")  # what shows that a computation is done, without the tile it read
 _FENCED = frozenset({"S", "P", "O"})  # register tiles that are wgmma operands
 
 
@@ -169,7 +170,7 @@ class Emitter:
         self._retire_for([*reads, *writes])
         self.append(Calc(kind, reads, writes, skew))
         self.touched |= {name for name in (*reads, *writes) if name in _FENCED}
-        self.computed = writes
+        self.computed = tuple(name for name in writes if name in _SETTLED)
 
     def drain(self) -> None:
         """Wait for every product in flight."""

@@ -25,6 +25,7 @@ from fa3gen.schedule.program import (
     Barrier,
     Buffer,
     CalcKind,
+    ClaimAhead,
     ClaimWork,
     EndOfWork,
     Executor,
@@ -176,6 +177,9 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         emit.load("Q", sizes["Q"])
         with emit.if_tiles():
             loads(range(depth + 1), Segment.ALL)
+        if schedule.tiling.persistence is Persistence.DYNAMIC:  # as late as hides the answer
+            emit.append(ClaimAhead())
+        with emit.if_tiles():
             if depth:
                 loads(range(1, depth + 1), Segment.DRAIN)
     needs = schedule.tiling.producer_registers

@@ -20,6 +20,7 @@ from fa3gen.schedule.flatten import Step, flatten
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
+    ClaimAhead,
     ClaimWork,
     EndOfWork,
     Executor,
@@ -172,7 +173,15 @@ class Machine:
                 spans = self.shared.spans(instruction.buffer, step.stage, None)
                 self._access(agent, Touch(spans, True, Proxy.GENERIC, Executor.ELECTED))
                 self.shared.put(instruction.buffer, step.stage, None, step.work)
+                if step.work != agent.ahead:
+                    raise VerificationError(f"the work tile claimed last is {agent.ahead}")
                 agent.claimed = step.work
+            case ClaimAhead():
+                if agent.ahead != step.work:
+                    raise VerificationError(f"has claimed work tile {agent.ahead} already")
+                if step.work >= len(self.work):
+                    raise VerificationError("claims a work tile after the one past the last")
+                agent.ahead = step.work + 1
             case ReadWork():
                 self._read_work(agent, step, instruction)
             case EndOfWork():

@@ -35,6 +35,9 @@ from fa3gen.schedule.program import (
     Advance,
     Arrive,
     Calc,
+    ClaimAhead,
+    ClaimWork,
+    EndOfWork,
     Executor,
     Expect,
     Gemm,
@@ -220,7 +223,7 @@ def harmless(program: Program, swap: Swap) -> str | None:
     return None
 
 
-_PRIVATE = (Advance, Calc, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)
+_PRIVATE = (Advance, Calc, ClaimAhead, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)
 
 
 def _conflict(program: Program, first: Instruction, second: Instruction) -> bool:
@@ -256,6 +259,10 @@ def _resources(program: Program, instruction: Instruction) -> tuple[set[str], se
             return {a, f"cursor {a_cursor}", f"cursor {b_cursor}"}, {accumulator, "products"}
         case Advance(cursor=cursor):
             return set(), {f"cursor {cursor}"}
+        case ClaimWork() | EndOfWork():
+            return {"claim"}, set()
+        case ClaimAhead():
+            return set(), {"claim"}
         case (
             Wait(cursor=cursor)
             | Arrive(cursor=cursor)

@@ -2,12 +2,16 @@
 
 ::
 
-    overlap 1      QK(j) mask(j) softmax(j) convert(j) rescale(j) PV(j)
-    overlap 2      QK(j) PV(j-1) mask(j) softmax(j) convert(j) rescale(j)
+    overlap 1      QK(j) mask(j) row max(j) rescale(j) exp, row sum, convert(j) PV(j)
+    overlap 2      QK(j) PV(j-1) mask(j) row max(j) rescale(j) exp, row sum, convert(j)
 
 With overlap 2 the second product runs one iteration late (stage 1), so the tensor core works on it
 while the softmax of the next tile occupies the other units (FlashAttention-3, section 3.2). The
 producer loads a tile in the stage of the product that uses it.
+
+O is rescaled right after the maxima are known: by then its product, issued beside the one that the
+maxima waited for, has as good as retired, and the multiplications and the conversion of P fill the
+gaps between exponentials.
 """
 
 from __future__ import annotations

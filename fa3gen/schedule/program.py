@@ -30,6 +30,7 @@ __all__ = [
     "Buffer",
     "Calc",
     "CalcKind",
+    "ClaimAhead",
     "ClaimWork",
     "EachWork",
     "EndOfWork",
@@ -299,11 +300,16 @@ class Load:
 
 @dataclass(frozen=True)
 class ClaimWork:
-    """Claim the CTA's next work tile and write its number to a stage (elected thread)."""
+    """Write the number of the work tile claimed last to a stage (elected thread)."""
 
     buffer: str
     cursor: str
     shift: int = 0
+
+
+@dataclass(frozen=True)
+class ClaimAhead:
+    """Claim the work tile after the one at hand; its number is waited for by ``ClaimWork``."""
 
 
 @dataclass(frozen=True)
@@ -405,6 +411,7 @@ Instruction = (
     | TmaStoreWait
     | Load
     | ClaimWork
+    | ClaimAhead
     | ReadWork
     | EndOfWork
     | Gemm

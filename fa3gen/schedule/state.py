@@ -188,6 +188,7 @@ class Agent:
     stores_open: list[Store] = field(default_factory=list)  # issued, not committed
     stores: deque[list[Store]] = field(default_factory=deque)
     claimed: int | None = None  # work tile it knows the CTA to be at
+    ahead: int = 0  # work tile it claimed last; a CTA starts with its first one claimed
     waiting: int | None = None  # named-barrier generation it has arrived at and waits for
 
     @property

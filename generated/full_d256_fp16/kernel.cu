@@ -226,7 +226,9 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
           }
+        }
 
+        if (kv.begin < kv.end) {
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
           fa3gen::expect_bytes(v_full[v.stage], 40960);
@@ -320,15 +322,15 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::update_max(scores, rows, params.scale_log2);
-          fa3gen::exponentiate(scores, rows, params.scale_log2);
-          fa3gen::update_sum(scores, rows);
-          fa3gen::settle(rows.row_sum);
+          fa3gen::settle_alpha(rows);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::rescale(output, rows);
+          fa3gen::exponentiate(scores, rows, params.scale_log2);
+          fa3gen::update_sum(scores, rows);
+          fa3gen::convert<Element>(tSrS, tOrP);
         }
 
         // What is owed to the last tile visited.

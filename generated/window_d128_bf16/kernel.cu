@@ -194,7 +194,7 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       fa3gen::WorkClaims claims;
       for (;;) {
         fa3gen::wait_barrier(work_empty[work.stage], work.parity ^ 1);
-        int const index = claims.next(params);
+        int const index = claims.index;
         sWork[work.stage] = index;
         fa3gen::arrive_barrier(work_full[work.stage]);
         work.advance();
@@ -235,7 +235,10 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
           }
+        }
+        claims.claim_ahead(params);
 
+        if (kv.begin < kv.end) {
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
           fa3gen::expect_bytes(v_full[v.stage], 32768);
@@ -339,15 +342,15 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           k.advance();
           fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
           fa3gen::update_max(scores, rows, params.scale_log2);
-          fa3gen::exponentiate(scores, rows, params.scale_log2);
-          fa3gen::update_sum(scores, rows);
-          fa3gen::settle(rows.row_sum);
+          fa3gen::settle_alpha(rows);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::rescale(output, rows);
+          fa3gen::exponentiate(scores, rows, params.scale_log2);
+          fa3gen::update_sum(scores, rows);
+          fa3gen::convert<Element>(tSrS, tOrP);
         }
 
         // Tiles that every row keeps whole.
@@ -369,15 +372,15 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::update_max(scores, rows, params.scale_log2);
-          fa3gen::exponentiate(scores, rows, params.scale_log2);
-          fa3gen::update_sum(scores, rows);
-          fa3gen::settle(rows.row_sum);
+          fa3gen::settle_alpha(rows);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::rescale(output, rows);
+          fa3gen::exponentiate(scores, rows, params.scale_log2);
+          fa3gen::update_sum(scores, rows);
+          fa3gen::convert<Element>(tSrS, tOrP);
         }
 
         // Tiles that the mask cuts at their lower end.
@@ -400,15 +403,15 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           k.advance();
           fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
           fa3gen::update_max(scores, rows, params.scale_log2);
-          fa3gen::exponentiate(scores, rows, params.scale_log2);
-          fa3gen::update_sum(scores, rows);
-          fa3gen::settle(rows.row_sum);
+          fa3gen::settle_alpha(rows);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::rescale(output, rows);
+          fa3gen::exponentiate(scores, rows, params.scale_log2);
+          fa3gen::update_sum(scores, rows);
+          fa3gen::convert<Element>(tSrS, tOrP);
         }
 
         // What is owed to the last tile visited.

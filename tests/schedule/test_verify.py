@@ -166,7 +166,7 @@ def test_an_overwritten_operand_is_told() -> None:
     def is_wait(i: Instruction) -> bool:
         return getattr(i, "retires", ()) == ("O",)
 
-    said = complaint(edited(FULL, is_wait))
+    said = complaint(edited(FULL, is_wait, Calc(CalcKind.CONVERT, ("S",), ("P",))))
     assert re.search(r"Calc CONVERT.*overwrites P while a product in flight reads it", said), said
 
 

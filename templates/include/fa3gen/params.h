@@ -15,7 +15,8 @@ struct ForwardParams {
   int m_blocks;         // query tiles of one head: ceil(seqlen_q / kBlockM)
   int work_tiles;       // m_blocks * heads * batch
   unsigned* next_work;  // claims of work tiles so far; null where they are not claimed
-  int heads_per_group;  // heads scheduled together, so that their K and V stay in L2
+  int groups;           // of heads scheduled together, so that their K and V stay in L2
+  int heads_per_group;  // in all groups but the last, which has what is left
 };
 
 }  // namespace fa3gen

@@ -93,16 +93,26 @@ __device__ __forceinline__ void update_sum(Scores const& scores, RowStatistics& 
   }
 }
 
-// The assembler moves arithmetic, but no access to memory, past a wait for products: what these sums
-// need must come before a store that never happens (they are not negative).
-__device__ __forceinline__ void settle(float const (&row_sum)[kRows]) {
+// The assembler moves arithmetic, but no access to memory, past a wait for products: what must come
+// before the wait is tied to a store that never happens, for a reason that the assembler cannot see.
+__device__ __forceinline__ void settle(float value, float never_above) {
   asm volatile(
       "{\n"
       ".reg .pred never;\n"
-      "setp.lt.f32 never, %0, 0f00000000;\n"
-      "@never st.shared.f32 [%1], %0;\n"
+      "setp.gt.f32 never, %0, %1;\n"
+      "@never st.shared.f32 [%2], %0;\n"
       "}\n"
-      :: "f"(fminf(row_sum[0], row_sum[1])), "r"(0) : "memory");
+      :: "f"(value), "f"(never_above), "r"(0) : "memory");
+}
+
+// The sums are complete; none is negative.
+__device__ __forceinline__ void settle_row_sum(RowStatistics const& rows) {
+  settle(-fminf(rows.row_sum[0], rows.row_sum[1]), 0.f);
+}
+
+// The maxima are known; alpha is at most 1, but for rounding.
+__device__ __forceinline__ void settle_alpha(RowStatistics const& rows) {
+  settle(fmaxf(rows.alpha[0], rows.alpha[1]), 2.f);
 }
 
 // O = O alpha.

@@ -28,10 +28,11 @@ __device__ __forceinline__ int floor_mod(int a, int b) { return a - floor_div(a,
 // last query tiles, which see the most keys under a causal mask, come first.
 __device__ __forceinline__ WorkTile work_tile(int work, ForwardParams const& params) {
   int const per_group = params.heads_per_group * params.m_blocks;
-  int const group = work / per_group;
+  int const group = min(work / per_group, params.groups - 1);
   int const within = work - group * per_group;
   int const first = group * params.heads_per_group;
-  int const heads = min(params.heads_per_group, params.heads * params.batch - first);
+  int const last = group == params.groups - 1;
+  int const heads = last ? params.heads * params.batch - first : params.heads_per_group;
   int const rank = within / heads;
   int const flat = first + within - rank * heads;
   int const batch = flat / params.heads;
@@ -43,15 +44,10 @@ __device__ __forceinline__ WorkTile work_tile(int work, ForwardParams const& par
 // come from a counter. Each valid work tile makes one claim, so work_tiles claims are made in all and
 // atomicInc, which wraps after as many, leaves the counter at zero for the next launch.
 struct WorkClaims {
-  int claimed = blockIdx.x;
+  int index = blockIdx.x;  // claimed last
 
-  // The claim made last; the next one is under way while this work tile is loaded.
-  __device__ __forceinline__ int next(ForwardParams const& params) {
-    int const index = claimed;
-    if (index < params.work_tiles) {
-      claimed = gridDim.x + atomicInc(params.next_work, params.work_tiles - 1);
-    }
-    return index;
+  __device__ __forceinline__ void claim_ahead(ForwardParams const& params) {
+    index = gridDim.x + atomicInc(params.next_work, params.work_tiles - 1);
   }
 };
 

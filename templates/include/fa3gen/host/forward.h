@@ -96,17 +96,18 @@ inline void check_outputs(const ForwardKernel& kernel, const ForwardTensors& ten
   }
 }
 
-// Heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run.
-inline int heads_per_group(const ForwardKernel& kernel, const ForwardParams& params) {
+// Groups of heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run.
+// What no whole group is left for joins the last one: a small last group would end on its longest tiles alone.
+inline int head_groups(const ForwardKernel& kernel, const ForwardParams& params) {
   constexpr int64_t kL2Bytes = int64_t{32} << 20;  // of Hopper's 50 MiB
-  if (!kernel.longest_first) {
-    return 1;
-  }
   const int64_t all_heads = int64_t{params.batch} * params.heads;
+  if (!kernel.longest_first) {
+    return static_cast<int>(all_heads);
+  }
   const int64_t row_bytes = int64_t{kernel.element.bytes} * (kernel.head_dim_qk + kernel.head_dim_v);
   const int64_t kv_head_bytes = std::max<int64_t>(1, row_bytes * params.seqlen_k);
   const int64_t resident = kL2Bytes / kv_head_bytes * params.heads_per_kv;  // the query heads of a KV head share it
-  return static_cast<int>(std::max<int64_t>(1, std::min(all_heads, resident)));
+  return static_cast<int>(std::max<int64_t>(1, all_heads / std::max<int64_t>(1, resident)));
 }
 
 inline ForwardParams make_params(const ForwardKernel& kernel, const ForwardTensors& tensors, double scale) {
@@ -125,7 +126,8 @@ inline ForwardParams make_params(const ForwardKernel& kernel, const ForwardTenso
   }
   params.m_blocks = static_cast<int>(m_blocks);
   params.work_tiles = static_cast<int>(m_blocks * all_heads);
-  params.heads_per_group = heads_per_group(kernel, params);
+  params.groups = head_groups(kernel, params);
+  params.heads_per_group = static_cast<int>(all_heads / params.groups);
   return params;
 }
 
