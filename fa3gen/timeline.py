@@ -18,7 +18,7 @@ from fa3gen.errors import GraphError
 from fa3gen.ir.graph import OpGraph
 from fa3gen.ir.ops import Scope, Unit
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.flatten import Step, flatten
+from fa3gen.schedule.flatten import Event, flatten
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
@@ -141,7 +141,7 @@ class _Agent:
     name: str
     role: Role
     instance: int
-    steps: Sequence[Step]
+    steps: Sequence[Event]
     pc: int = 0
     now: int = 0
     opened: int = 0  # when the last product issued since the last commit ends
@@ -194,7 +194,7 @@ class _Model:
         ordered = tuple(sorted(self.spans, key=lambda span: (span.begin, span.role)))
         return Timeline(self.program.name, names, ordered, self.work.tiles)
 
-    def _step(self, agent: _Agent, step: Step) -> bool:
+    def _step(self, agent: _Agent, step: Event) -> bool:
         """Executes a step; False if the agent must wait for another first."""
         instruction = step.instruction
         match instruction:
@@ -232,7 +232,7 @@ class _Model:
                 pass  # takes no time: fences, barrier set-up, register moves
         return True
 
-    def _occupy(self, agent: _Agent, name: str, step: Step) -> int:
+    def _occupy(self, agent: _Agent, name: str, step: Event) -> int:
         """Puts an operation on its unit; when it ends. One without a unit's cycles ends at once."""
         op = self.ops.get(name)
         if op is None:
@@ -247,7 +247,7 @@ class _Model:
 
     # --- barriers ---------------------------------------------------------------------------------
 
-    def _mbarrier(self, name: str, step: Step) -> _Barrier:
+    def _mbarrier(self, name: str, step: Event) -> _Barrier:
         key = (name, step.stage)
         if key not in self.barriers:
             self.barriers[key] = _Barrier(self.program.barrier(name).arrivals)
@@ -262,7 +262,7 @@ class _Model:
         agent.now = max(agent.now, barrier.completed[phase])
         return True
 
-    def _meet(self, agent: _Agent, step: Step) -> bool:
+    def _meet(self, agent: _Agent, step: Event) -> bool:
         """An arrival at a named barrier or the CTA's, and the wait unless it is an arrival only."""
         key, threads = _meeting(step, self.program)
         barrier = self.barriers.setdefault(key, _Barrier(threads))
@@ -276,7 +276,7 @@ class _Model:
         return not agent.arrived
 
 
-def _meeting(step: Step, program: Program) -> tuple[tuple[str, int], int]:
+def _meeting(step: Event, program: Program) -> tuple[tuple[str, int], int]:
     """The barrier of a meeting, and the threads that complete it."""
     instruction: Instruction = step.instruction
     if isinstance(instruction, (NamedArrive, NamedSync)):

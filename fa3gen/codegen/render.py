@@ -20,22 +20,26 @@ from fa3gen.errors import RenderError
 from fa3gen.paths import TEMPLATES
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.program import (
+    BLOCKS,
+    Advance,
     Arrive,
     Calc,
     ClaimWork,
     EachWork,
     Executor,
+    Expect,
     ForTiles,
     Gemm,
-    IfTiles,
+    GemmKind,
     Load,
     Node,
-    OnInstance,
     Program,
     ReadWork,
+    StageOut,
     TmaStore,
     TmaStoreCommit,
     TmaStoreWait,
+    Wait,
 )
 from fa3gen.schedule.schedule import Schedule
 
@@ -128,9 +132,11 @@ def _indent(line: str, pad: str) -> str:
 
 def is_elected(node: Node) -> bool:
     """Whether the warpgroup's elected thread alone executes a consumer's node."""
-    if isinstance(node, Arrive):
+    if isinstance(node, (Arrive, Wait)):
         return node.by is Executor.ELECTED
-    return isinstance(node, (TmaStore, TmaStoreCommit, TmaStoreWait))
+    if isinstance(node, Advance):
+        return node.cursor.startswith("next_")
+    return isinstance(node, (Expect, Load, TmaStore, TmaStoreCommit, TmaStoreWait))
 
 
 def template_name(node: Node) -> str:
@@ -138,7 +144,9 @@ def template_name(node: Node) -> str:
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(node).__name__).lower()
     if isinstance(node, (Gemm, Calc)):
         name += f"_{node.kind.name.lower()}"
-    if isinstance(node, Load):
+    if isinstance(node, Gemm) and node.kind is GemmKind.PV:
+        name += "_registers" if node.a_cursor is None else "_shared"
+    if isinstance(node, (Load, StageOut)):
         name += f"_{node.buffer.lower()}"
     if isinstance(node, Arrive):
         name += f"_{node.by.name.lower()}"
@@ -147,7 +155,7 @@ def template_name(node: Node) -> str:
         name += "_claim" if ClaimWork in kinds else "_read" if ReadWork in kinds else "_static"
     if isinstance(node, ForTiles):
         name += f"_{node.segment.name.lower()}"
-    folder = "control" if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)) else "stages"
+    folder = "control" if isinstance(node, BLOCKS) else "stages"
     return f"{folder}/{name}.j2"
 
 

@@ -45,6 +45,7 @@ class RoleView:
     """A role's branch of the kernel."""
 
     name: str
+    first: int  # warpgroup of the CTA
     rings: tuple[RingView, ...]
     entry: tuple[Node, ...]  # setmaxnreg, by every thread
     body: tuple[Node, ...]
@@ -103,8 +104,10 @@ class KernelView:
     program: Program
     thread_setup: tuple[Node, ...]  # by one thread
     cta_setup: tuple[Node, ...]  # by every thread
-    producer: RoleView
+    roles: str  # template that parts the warpgroups of the CTA
+    producer: RoleView | None
     consumer: RoleView
+    p_operand: str  # template of P as an operand
     buffers: dict[str, Buffer]
     types: dict[str, str]  # element type of each buffer
     barriers: tuple[Barrier, ...]
@@ -113,6 +116,7 @@ class KernelView:
     products: tuple[ProductView, ...]
     unit: int  # elements in 16 bytes
     fragments: dict[str, str]  # register tile to the name of its fragment
+    views: dict[str, str]  # tile of scores to the name of its view in rows and columns
     consumers: int
     chunk: int  # columns of a 128-byte column chunk
     product_qk: int  # head dims in whole k blocks of the products
@@ -122,7 +126,12 @@ class KernelView:
     wgmma_rows: int
     bounds: BoundsView
     keep: str
+    turns: dict[str, str]  # by segment, while there is another turn of its loop
     banner: tuple[str, ...]
+
+    def tile_behind(self, tiles: int) -> str:
+        """The KV tile so many behind the loop's, which are visited from the last one down."""
+        return f"(n {'+' if tiles > 0 else '-'} {abs(tiles)})" if tiles else "n"
 
 
 _BUFFER_TYPES = {"bf16": "Element", "fp16": "Element", "int32": "int"}
@@ -137,13 +146,15 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
     def bound(expr: sympy.Expr | None, default: str) -> str:
         return default if expr is None else print_cpp(expr, _runtime_name)
 
+    scores = [tile.name for tile in program.tiles if tile.name.startswith("S")]
     every_end = "0" if not bounds.exact else bound(bounds.every_end, "params.seqlen_k")
     return KernelView(
         meta=meta,
         program=program,
         thread_setup=tuple(node for node in program.setup if not isinstance(node, SyncCta)),
         cta_setup=tuple(node for node in program.setup if isinstance(node, SyncCta)),
-        producer=_role(program, program.role("producer")),
+        roles=f"forward/roles_{'_'.join(role.name for role in program.roles)}.j2",
+        producer=next((_role(program, r) for r in program.roles if r.name == "producer"), None),
         consumer=_role(program, program.role("consumer")),
         buffers={buffer.name: buffer for buffer in program.buffers},
         types={buffer.name: _BUFFER_TYPES[buffer.dtype.value] for buffer in program.buffers},
@@ -152,7 +163,9 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         element=_ELEMENTS[program.dtype.value],
         products=_products(program),
         unit=16 // program.dtype.bytes,
-        fragments={"S": "tSrS", "P": "tOrP", "O": "tOrO"},
+        p_operand=f"forward/p_{'registers' if _p_in_registers(program) else 'shared'}.j2",
+        fragments={**{s: f"tSr{s}" for s in scores}, "P": "tOrP", "O": "tOrO"},
+        views={s: s.replace("S", "scores") for s in scores},
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
         product_qk=product_dim(schedule.spec.head_dim.qk),
@@ -167,6 +180,7 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
             bound(bounds.some_end, "params.seqlen_k"),
         ),
         keep=_keep(program.keep),
+        turns=_turns(program.unroll),
         banner=_banner(schedule, program),
     )
 
@@ -187,29 +201,41 @@ def host_view(schedule: Schedule, program: Program, meta: KernelMeta) -> HostVie
     )
 
 
+def _turns(unroll: int) -> dict[str, str]:
+    """Conditions of the loops over KV tiles, from tile n down, ``unroll`` tiles a turn."""
+    last = "n" if unroll == 1 else f"n - {unroll - 1}"
+    enough = "" if unroll == 1 else f" && {last} >= kv.begin"
+    return {
+        "right": f"n >= kv.full_end{enough}",
+        "full": f"{last} >= kv.full_begin",
+        "left": f"{last} >= kv.begin",
+    }
+
+
 def _role(program: Program, role: Role) -> RoleView:
     entry = tuple(node for node in role.body if isinstance(node, SetRegisters))
     body = tuple(node for node in role.body if not isinstance(node, SetRegisters))
-    return RoleView(role.name, _rings(program, role), entry, body)
+    return RoleView(role.name, role.first_warpgroup, _rings(program, role), entry, body)
 
 
 def _products(program: Program) -> tuple[ProductView, ...]:
     """S = Q K^T from shared memory; O += P V with P in registers and V contracted along rows."""
     dtype = _PTX_TYPES[program.dtype.value]
+    place = "registers" if _p_in_registers(program) else "shared memory"
     columns = {"QK": program.block_n, "PV": program.tile("O").cols}
     comments = {
         "QK": "S (+)= Q K^T, both from shared memory",
-        "PV": "O (+)= P V, P from registers, V from shared memory along its rows",
+        "PV": f"O (+)= P V, P from {place}, V from shared memory along its rows",
     }
     views = []
     for kind, width in columns.items():
         count = HOPPER.wgmma_rows * width // HOPPER.warpgroup
-        a_in_registers = kind == "PV"
+        a_in_registers = kind == "PV" and _p_in_registers(program)
         if a_in_registers:
             a = "{" + ", ".join(f"%{count + i}" for i in range(4)) + "}"
             operands = f"{a}, %{count + 4}, p, 1, 1, 1;"
         else:
-            operands = f"%{count}, %{count + 1}, p, 1, 1, 0, 0;"
+            operands = f"%{count}, %{count + 1}, p, 1, 1, 0, {int(kind == 'PV')};"
         views.append(
             ProductView(
                 name=f"Product{kind}",
@@ -224,12 +250,17 @@ def _products(program: Program) -> tuple[ProductView, ...]:
     return tuple(views)
 
 
+def _p_in_registers(program: Program) -> bool:
+    """Whether P is a register tile, and no buffer."""
+    return any(tile.name == "P" for tile in program.tiles)
+
+
 def _rings(program: Program, role: Role) -> tuple[RingView, ...]:
     """The cursors that a role moves, in buffer order."""
     moved = {i.cursor for i in instructions(role.body) if isinstance(i, Advance)}
-    return tuple(
-        RingView(buffer.name, buffer.stages) for buffer in program.buffers if buffer.name in moved
-    )
+    order = [buffer.name for buffer in program.buffers]
+    ordered = sorted(moved, key=lambda cursor: (order.index(program.ring(cursor).name), cursor))
+    return tuple(RingView(cursor, program.ring(cursor).stages) for cursor in ordered)
 
 
 def _runtime_name(symbol: str) -> str:
@@ -252,25 +283,29 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
     """What the kernel computes and how it is scheduled."""
     spec, tiling, registers = schedule.spec, schedule.tiling, schedule.registers
     dims = spec.head_dim
+    loader = "1 producer (TMA)" if tiling.specialized else "no producer: a consumer's thread loads"
+    granted = f"producer {registers.producer}, " if registers and tiling.specialized else ""
     rows = [
         ("head dim", f"{dims.qk} (Q, K), {dims.v} (V, O)"),
         ("type", f"{spec.dtype.value}, fp32 accumulation"),
         ("score", spec.score),
         ("mask", spec.mask),
         ("work tile", f"{tiling.block_m} queries by {tiling.block_n} keys a step"),
-        ("warpgroups", f"1 producer (TMA), {tiling.warpgroups} consumers of 64 queries"),
+        ("warpgroups", f"{loader}, {tiling.warpgroups} consumers of 64 queries"),
         ("rings", f"{tiling.stages} stages of K, {tiling.stages} of V"),
         ("overlap", _OVERLAP[tiling.overlap]),
+        ("P", "through shared memory" if tiling.p_shared else "in registers"),
         ("ping-pong", "consumers take turns on the tensor core" if tiling.pingpong else "off"),
         ("grid", tiling.persistence.value),
         ("shared", f"{program.shared_bytes} bytes"),
     ]
     if registers is not None:
-        rows.append(("registers", f"producer {registers.producer}, consumers {registers.consumer}"))
+        rows.append(("registers", f"{granted}consumers {registers.consumer}"))
     return tuple(f"{name:<11s} {value}" for name, value in rows)
 
 
 _OVERLAP = {
     1: "none: QK, softmax and PV of a KV tile in sequence",
     2: "PV of a KV tile runs during the softmax of the next",
+    3: "PV of the KV tile before and QK of the one after run during a softmax",
 }

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fa3gen.schedule.program import (
+    BLOCKS,
     EachWork,
     ForTiles,
-    IfTiles,
     Instruction,
     Node,
-    OnInstance,
     Program,
     Segment,
 )
@@ -34,7 +33,7 @@ Path = tuple[int, ...]  # role (or SETUP), then the position in each nested body
 Predicate = Callable[[Instruction], bool]
 
 SETUP = -1
-_ONCE = (Segment.FIRST, Segment.DRAIN)
+_ONCE = (Segment.FIRST, Segment.REST, Segment.DRAIN)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def blocks(program: Program) -> Iterator[tuple[Path, tuple[Node, ...]]]:
     def walk(path: Path, body: tuple[Node, ...]) -> Iterator[tuple[Path, tuple[Node, ...]]]:
         yield path, body
         for at, node in enumerate(body):
-            if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+            if isinstance(node, BLOCKS):
                 yield from walk((*path, at), node.body)
 
     yield (SETUP,), program.setup
@@ -74,7 +73,7 @@ def sites(program: Program) -> Iterator[Site]:
     ) -> Iterator[Site]:
         for at, node in enumerate(body):
             here = (*path, at)
-            if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+            if isinstance(node, BLOCKS):
                 repeats = isinstance(node, EachWork) or (
                     isinstance(node, ForTiles) and node.segment not in _ONCE
                 )
@@ -116,7 +115,7 @@ def node_at(program: Program, path: Path) -> Node:
     body: tuple[Node, ...] = program.setup if path[0] == SETUP else program.roles[path[0]].body
     for at in path[1:-1]:
         node = body[at]
-        assert isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance))
+        assert isinstance(node, BLOCKS)
         body = node.body
     return body[path[-1]]
 

@@ -7,7 +7,9 @@ operation as it is appended,
 * a ``Wait`` on the full barrier before the first reader of a stage,
 * a ``WgmmaFence`` if an operand in registers was touched since the last,
 * a ``WgmmaWait`` whose depth is the number of younger groups, before the first use of a result,
-* an ``Arrive`` on the empty barrier and an ``Advance`` once the last reader of a stage has retired.
+* an ``Arrive`` on the empty barrier and an ``Advance`` once the last reader of a stage has retired,
+* where the role loads for itself, the load of the tile that the released stage is for,
+* before P is staged in shared memory, a ``NamedSync`` if a product has read it since the last one.
 
 Nothing else is emitted, so nothing emitted is redundant.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fa3gen.errors import GraphError
 from fa3gen.schedule.program import (
@@ -30,23 +32,30 @@ from fa3gen.schedule.program import (
     ForTiles,
     Gemm,
     GemmKind,
+    IfAhead,
     IfTiles,
+    Leftover,
+    Leftovers,
     Load,
     NamedArrive,
     NamedSync,
     Node,
+    OnInstance,
+    Phase,
+    ProxyFence,
     Segment,
+    StageOut,
+    Step,
     Wait,
     WgmmaCommit,
     WgmmaFence,
     WgmmaWait,
 )
 
-__all__ = ["Emitter", "Turn"]
+__all__ = ["Emitter", "Prefetch", "State", "Turn"]
 
 
 _SETTLED = ("alpha", "row_sum")  # what shows that a computation is done, without the tile it read
-_FENCED = frozenset({"S", "P", "O"})  # register tiles that are wgmma operands
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,9 @@ class _Group:
 
     kind: GemmKind
     accumulator: str
-    a: str | None  # register A operand
+    a: str  # A operand, a register tile or a buffer
     ring: str  # the ring of its B operand, released when it retires
+    skew: int  # KV tiles behind the loop's tile
 
 
 @dataclass(frozen=True)
@@ -67,15 +77,45 @@ class Turn:
     threads: int
 
 
+@dataclass(frozen=True)
+class Prefetch:
+    """A role without a producer loads for itself: on its first instance, one thread."""
+
+    stages: int
+    bytes: dict[str, int]  # of a stage, by ring
+
+
+@dataclass(frozen=True)
+class State:
+    """What is in flight at a place in a role."""
+
+    groups: tuple[_Group, ...]
+    awaited: frozenset[str]
+
+
 @dataclass
 class Emitter:
-    """Appends instructions to the innermost open block."""
+    """Appends instructions to the innermost open block.
 
+    ``fenced``: register tiles that are wgmma operands; ``trailing``: rings whose stages are
+    released after the role has gone on to the next; ``staged``: buffers that the role itself fills
+    for a product, and the named barrier of its warps.
+    """
+
+    fenced: frozenset[str] = frozenset()
+    trailing: frozenset[str] = frozenset()
+    staged: frozenset[str] = frozenset()
+    prefetch: Prefetch | None = None
     blocks: list[list[Node]] = field(default_factory=lambda: [[]])
     groups: list[_Group] = field(default_factory=list)
-    touched: set[str] = field(default_factory=lambda: set(_FENCED))
+    touched: set[str] = field(default_factory=set)
     awaited: set[str] = field(default_factory=set)
+    unconverged: set[str] = field(default_factory=set)  # staged buffers read since a named barrier
     computed: tuple[str, ...] = ()  # by the last computation beside the products in flight
+    prefetching: bool = True  # a released stage may be for a later KV tile of the work tile
+
+    def __post_init__(self) -> None:
+        self.touched = set(self.fenced)
 
     @property
     def body(self) -> tuple[Node, ...]:
@@ -106,18 +146,62 @@ class Emitter:
     @contextmanager
     def for_tiles(self, segment: Segment) -> Iterator[None]:
         """A loop over the KV tiles of a segment; the scoreboard must come round to where it was."""
-        before = (list(self.groups), set(self.awaited))
-        repeats = segment not in (Segment.FIRST, Segment.DRAIN)
+        before = self.state
+        repeats = segment not in (Segment.FIRST, Segment.REST, Segment.DRAIN)
         if repeats:  # whatever an iteration touches, the next one finds touched
-            self.touched = set(_FENCED)
+            self._forget()
         with self._block() as block:
             yield
         if repeats:
-            self.touched = set(_FENCED)
-            if before != (self.groups, self.awaited):
+            self._forget()
+            if before != self.state:
                 raise GraphError(f"the loop over {segment.value} does not restore its entry state")
         if block:
             self.append(ForTiles(segment, tuple(block)))
+
+    @contextmanager
+    def step(self, index: int) -> Iterator[None]:
+        """Iteration number ``index`` of a segment with as many as are peeled."""
+        with self._block() as block:
+            yield
+        self.append(Step(index, tuple(block)))
+
+    @contextmanager
+    def phase(self, index: int, count: int) -> Iterator[None]:
+        """The iterations t with t % count == index of a loop; no part of its own if all are."""
+        if index:
+            self._forget()
+        with self._block() as block:
+            yield
+        self.append(*([Phase(index, count, tuple(block))] if count > 1 else block))
+
+    @contextmanager
+    def leftovers(self, count: int) -> Iterator[None]:
+        """Alternatives by the KV tiles that loops of ``count`` a turn leave over."""
+        with self._block() as block:
+            yield
+        kinds = tuple(node for node in block if isinstance(node, Leftover))
+        self.append(*([Leftovers(kinds)] if count > 1 else block))
+
+    @contextmanager
+    def leftover(self, tiles: int, count: int, entry: State) -> Iterator[None]:
+        """What follows the loops if they leave ``tiles`` over, from the state that they end in."""
+        self.groups, self.awaited = list(entry.groups), set(entry.awaited)
+        self._forget()
+        with self._block() as block:
+            yield
+        self.append(*([Leftover(tiles, tuple(block))] if count > 1 else block))
+
+    @property
+    def state(self) -> State:
+        """What is in flight here."""
+        return State(tuple(self.groups), frozenset(self.awaited))
+
+    def _forget(self) -> None:
+        """Take every register tile for touched and every staged buffer for read."""
+        busy = {name for group in self.groups for name in (group.accumulator, group.a)}
+        self.touched = set(self.fenced) - busy
+        self.unconverged = set(self.staged)
 
     @contextmanager
     def _block(self) -> Iterator[list[Node]]:
@@ -136,9 +220,27 @@ class Emitter:
             Advance(buffer),
         )
 
+    def prefetch_tile(self, ring: str, ahead: int) -> None:
+        """Load the KV tile ``ahead`` of the loop's, if there is one, from one thread."""
+        self.append(OnInstance(0, (IfAhead(ahead, self._load_alone(ring, -ahead)),)))
+
+    def prefetch_query(self) -> None:
+        """Load Q from one thread."""
+        self.append(OnInstance(0, self._load_alone("Q", 0)))
+
+    def _load_alone(self, ring: str, skew: int) -> tuple[Node, ...]:
+        assert self.prefetch is not None
+        cursor = f"next_{ring}"
+        return (
+            Wait(f"{ring}_empty", cursor, empty=True, by=Executor.ELECTED),
+            Expect(f"{ring}_full", cursor, self.prefetch.bytes[ring]),
+            Load(ring, f"{ring}_full", cursor, skew),
+            Advance(cursor),
+        )
+
     def acquire(self, ring: str) -> None:
         """Wait for the cursor's stage of a ring to be filled, unless this role already has."""
-        if ring not in self.awaited:
+        if ring not in self.awaited | self.staged:
             self.append(Wait(f"{ring}_full", ring))
             self.awaited.add(ring)
 
@@ -149,15 +251,18 @@ class Emitter:
                 self.acquire(ring)
         if turn is not None:
             self.append(NamedSync(turn.barrier, turn.threads))
-        a_register = gemm.a if gemm.a_cursor is None else None
-        operands = [name for name in (gemm.accumulator, a_register) if name is not None]
+        operands = [gemm.accumulator] + ([gemm.a] if gemm.a_cursor is None else [])
         self._retire_for(operands)
         if self.touched & set(operands):
             self.append(WgmmaFence(tuple(sorted(self.touched))))
             self.touched.clear()
         self.append(gemm, WgmmaCommit())
         self.computed = ()
-        self.groups.append(_Group(gemm.kind, gemm.accumulator, a_register, gemm.b_cursor))
+        ring = gemm.b_cursor
+        self.groups.append(_Group(gemm.kind, gemm.accumulator, gemm.a, ring, gemm.skew))
+        if ring in self.trailing:
+            self.append(Advance(ring))
+            self.awaited.discard(ring)
 
     def pass_turn(self, turn: Turn) -> None:
         """Ping-pong: give the tensor core to the next warpgroup."""
@@ -169,8 +274,22 @@ class Emitter:
         """A register computation, after the products it needs have retired."""
         self._retire_for([*reads, *writes])
         self.append(Calc(kind, reads, writes, skew))
-        self.touched |= {name for name in (*reads, *writes) if name in _FENCED}
+        self.touched |= self.fenced & {*reads, *writes}
         self.computed = tuple(name for name in writes if name in _SETTLED)
+
+    def stage_operand(self, stage: StageOut, sync: NamedSync) -> None:
+        """Write an operand of a product to shared memory, for all warps of the warpgroup."""
+        self._retire_for([stage.source, stage.buffer])
+        if stage.buffer in self.unconverged:
+            self.append(sync)
+        self.append(stage, ProxyFence(), sync)
+        self.unconverged.discard(stage.buffer)
+        self.touched |= self.fenced & {stage.source}
+        self.computed = ()
+
+    def next_iteration(self) -> None:
+        """Products in flight now belong to a KV tile one further behind."""
+        self.groups = [replace(group, skew=group.skew + 1) for group in self.groups]
 
     def drain(self) -> None:
         """Wait for every product in flight."""
@@ -183,7 +302,7 @@ class Emitter:
         using = [
             index
             for index, group in enumerate(self.groups)
-            if group.accumulator in registers or (group.a is not None and group.a in registers)
+            if group.accumulator in registers or group.a in registers
         ]
         if using:
             self._retire(using[-1] + 1)
@@ -197,7 +316,11 @@ class Emitter:
         self.append(WgmmaWait(len(self.groups), accumulators, self.computed))
         self.computed = ()
         for group in retired:
-            self.append(
-                Arrive(f"{group.ring}_empty", group.ring, Executor.EACH_WARP), Advance(group.ring)
-            )
-            self.awaited.discard(group.ring)
+            ring = group.ring
+            cursor = f"done_{ring}" if ring in self.trailing else ring
+            self.append(Arrive(f"{ring}_empty", cursor, Executor.EACH_WARP), Advance(cursor))
+            if ring not in self.trailing:
+                self.awaited.discard(ring)
+            self.unconverged |= self.staged & {group.a}
+            if self.prefetch is not None and self.prefetching:
+                self.prefetch_tile(ring, self.prefetch.stages - group.skew)

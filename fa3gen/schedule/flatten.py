@@ -15,26 +15,31 @@ from fa3gen.schedule.program import (
     Expect,
     ForTiles,
     Gemm,
+    IfAhead,
     IfTiles,
     Instruction,
+    Leftover,
+    Leftovers,
     Load,
     NamedArrive,
     NamedSync,
     Node,
     OnInstance,
+    Phase,
     Program,
     ReadWork,
     Role,
     Segment,
+    Step,
     Wait,
 )
 from fa3gen.schedule.ranges import TileRange
 
-__all__ = ["Step", "flatten", "visits"]
+__all__ = ["Event", "flatten", "visits"]
 
 
 @dataclass(frozen=True)
-class Step:
+class Event:
     """One instruction with its loop position and ring position resolved.
 
     ``work``: ordinal of the work tile in the CTA; ``tile``: ordinal of the KV tile in visiting
@@ -51,22 +56,28 @@ class Step:
     slot: int = 0
 
 
-def visits(tiles: TileRange, peeled: int, segment: Segment) -> range:
-    """The iterations t of a segment; iteration t starts KV tile ``end - 1 - t``."""
-    count = tiles.tiles
-    right_end = min(max(tiles.end - tiles.full_end, peeled), max(count, peeled))
-    full_end = min(max(tiles.end - tiles.full_begin, right_end), max(count, peeled))
+def visits(program: Program, tiles: TileRange, segment: Segment) -> range:
+    """The iterations t of a segment; iteration t starts KV tile ``end - 1 - t``, and its softmax is
+    that of the tile ``lag`` before."""
+    peeled, lag, turn = program.peeled, program.lag, program.unroll
+    count = max(tiles.tiles, peeled)
+    whole = count - (count - peeled) % turn
+    right_end = min(max(tiles.end - tiles.full_end + lag, peeled), whole)
+    right_end += (peeled - right_end) % turn
+    full_end = min(max(tiles.end - tiles.full_begin + lag, right_end), whole)
+    full_end -= (full_end - peeled) % turn
     return {
         Segment.FIRST: range(0, peeled),
         Segment.ALL: range(peeled, count),
         Segment.RIGHT: range(peeled, right_end),
         Segment.FULL: range(right_end, full_end),
-        Segment.LEFT: range(full_end, count),
-        Segment.DRAIN: range(max(count, peeled), max(count, peeled) + peeled),
+        Segment.LEFT: range(full_end, whole),
+        Segment.REST: range(whole, count),
+        Segment.DRAIN: range(count, count + peeled),
     }[segment]
 
 
-def flatten(program: Program, role: Role, instance: int, work: Sequence[TileRange]) -> list[Step]:
+def flatten(program: Program, role: Role, instance: int, work: Sequence[TileRange]) -> list[Event]:
     """The steps of one instance of a role over the CTA's work tiles."""
     return list(_Flattener(program, role, instance, work).run())
 
@@ -79,11 +90,11 @@ class _Flattener:
     work: Sequence[TileRange]
     cursors: dict[str, int] = field(default_factory=dict)
 
-    def run(self) -> Iterator[Step]:
+    def run(self) -> Iterator[Event]:
         """Walk the role's body."""
         yield from self._walk(self.role.body, -1, 0)
 
-    def _walk(self, nodes: tuple[Node, ...], work: int, tile: int) -> Iterator[Step]:
+    def _walk(self, nodes: tuple[Node, ...], work: int, tile: int) -> Iterator[Event]:
         for node in nodes:
             match node:
                 case EachWork(body):
@@ -92,11 +103,25 @@ class _Flattener:
                     if self._tiles(work).tiles > 0:
                         yield from self._walk(body, work, tile)
                 case ForTiles(segment, body):
-                    for t in visits(self._tiles(work), self.program.peeled, segment):
-                        yield from self._walk(body, work, t)
+                    span = visits(self.program, self._tiles(work), segment)
+                    for t in span:
+                        yield from self._walk(_of_step(body, t - span.start), work, t)
+                case Phase(index, count, body):
+                    if tile % count == index:
+                        yield from self._walk(body, work, tile)
+                case Leftovers(body):
+                    yield from self._walk(body, work, tile)
+                case Leftover(left, body):
+                    if left == len(visits(self.program, self._tiles(work), Segment.REST)):
+                        yield from self._walk(body, work, tile)
+                case IfAhead(ahead, body):
+                    if tile + ahead < self._tiles(work).tiles:
+                        yield from self._walk(body, work, tile)
                 case OnInstance(instance, body):
                     if instance == self.instance:
                         yield from self._walk(body, work, tile)
+                case Step():
+                    raise VerificationError("a step outside a segment")
                 case Advance(cursor):
                     self.cursors[cursor] = self.cursors.get(cursor, 0) + 1
                 case _:
@@ -107,7 +132,7 @@ class _Flattener:
             raise VerificationError(f"{self.role.name} works on a work tile that is not there")
         return self.work[work]
 
-    def _each_work(self, body: tuple[Node, ...]) -> Iterator[Step]:
+    def _each_work(self, body: tuple[Node, ...]) -> Iterator[Event]:
         """Each work tile; where they are claimed, also the claim that finds none."""
         for index in range(len(self.work)):
             yield from self._walk(body, index, 0)
@@ -117,34 +142,44 @@ class _Flattener:
         elif any(isinstance(node, (ClaimWork, ReadWork)) for node in body):
             raise VerificationError(f"{self.role.name} claims work tiles in a loop without end")
 
-    def _resolve(self, instruction: Instruction, work: int, tile: int) -> Step:
+    def _resolve(self, instruction: Instruction, work: int, tile: int) -> Event:
         match instruction:
             case Wait() | Arrive() | Expect():
                 stage, phase = self._position(instruction.cursor, instruction.shift)
                 if isinstance(instruction, Wait) and instruction.empty:
                     phase -= 1
-                return Step(instruction, work, tile, stage, phase)
+                return Event(instruction, work, tile, stage, phase)
             case Load() | ClaimWork() | ReadWork():
                 stage, phase = self._position(instruction.cursor, instruction.shift)
                 skew = instruction.skew if isinstance(instruction, Load) else 0
-                return Step(instruction, work, tile - skew, stage, phase)
+                return Event(instruction, work, tile - skew, stage, phase)
             case Gemm():
                 stage, phase = self._position(instruction.b_cursor, instruction.shift)
                 stage_a = 0
                 if instruction.a_cursor is not None:
                     stage_a, _ = self._position(instruction.a_cursor, 0)
-                return Step(instruction, work, tile - instruction.skew, stage, phase, stage_a)
+                return Event(instruction, work, tile - instruction.skew, stage, phase, stage_a)
             case NamedSync() | NamedArrive():
                 slot = (self.instance + instruction.shift) % self.role.instances
-                return Step(instruction, work, tile, slot=slot)
+                return Event(instruction, work, tile, slot=slot)
             case _:
-                return Step(instruction, work, tile - getattr(instruction, "skew", 0))
+                return Event(instruction, work, tile - getattr(instruction, "skew", 0))
 
     def _position(self, cursor: str, shift: int) -> tuple[int, int]:
         """Stage and phase of a cursor."""
         try:
-            stages = self.program.buffer(cursor).stages
+            stages = self.program.ring(cursor).stages
         except StopIteration:
             raise VerificationError(f"cursor {cursor} walks no buffer") from None
         fill = self.cursors.get(cursor, 0)
         return (fill + shift) % stages, fill // stages
+
+
+def _of_step(body: tuple[Node, ...], index: int) -> tuple[Node, ...]:
+    """The body of one step of a segment, where steps differ."""
+    return tuple(
+        child
+        for node in body
+        if not isinstance(node, Step) or node.index == index
+        for child in (node.body if isinstance(node, Step) else (node,))
+    )

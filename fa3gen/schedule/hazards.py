@@ -4,7 +4,8 @@ A warpgroup is two threads here: its *elected* thread, which issues TMA and may 
 *all* of its threads. Vector clocks have a component for each of the two in every agent (its steps),
 and one for every mbarrier stage and named barrier (the phases known to be complete). An agent's
 clock is what all its threads know: of its own steps, those up to its last named barrier, where its
-warps converged, or what a barrier brought back.
+warps converged, or what a barrier brought back. What the elected thread alone has waited for is in
+a clock of its own, until the warps converge.
 
 An arrival joins a clock into the barrier's phase: with the step at hand for the threads that arrive
 (one lane of each warp, or every thread, speak for all; the elected thread speaks for itself). A
@@ -32,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fa3gen.errors import VerificationError
-from fa3gen.schedule.flatten import Step
+from fa3gen.schedule.flatten import Event
 from fa3gen.schedule.machine import Machine
 from fa3gen.schedule.program import Calc, Executor, Gemm, StageOut, instructions
 from fa3gen.schedule.state import Agent, MachineBarrier, Proxy, Spans, Touch, describe, overlap
@@ -49,7 +50,7 @@ class _Access:
 
     touch: Touch
     agent: Agent
-    step: Step
+    step: Event
     end: Moment | None = None  # None: in flight
     fence: Moment | None = None  # fence.proxy.async after a generic access
 
@@ -72,9 +73,10 @@ class HappensBefore:
 
     def __init__(self, agents: int) -> None:
         self.agents = agents
-        self.clocks: list[Clock] = []
+        self.clocks: list[Clock] = []  # what all threads of each agent know
+        self.private: list[Clock] = []  # what its elected thread knows besides
         self.now = [0] * agents
-        self.steps: dict[int, Step] = {}
+        self.steps: dict[int, Event] = {}
         self.alone: list[bool] = []  # one thread does all that the agent does
         self.accesses: list[_Access] = []
         self.owned: dict[int, list[_Access]] = {}
@@ -86,6 +88,7 @@ class HappensBefore:
         barriers = machine.clock_size - self.agents
         self.start = [0] * (2 * self.agents) + [-1] * barriers
         self.clocks = [list(self.start) for _ in range(self.agents)]
+        self.private = [list(self.start) for _ in range(self.agents)]
         self.alone = [
             not any(isinstance(i, (Calc, Gemm, StageOut)) for i in instructions(agent.role.body))
             for agent in machine.agents
@@ -107,11 +110,18 @@ class HappensBefore:
 
     def _clock(self, agent: Agent, by: Executor) -> Clock:
         """What the executing threads know, their own steps up to now included."""
-        clock = list(self.clocks[agent.index])
+        clock = self._known(agent, by)
         now = self.now[agent.index]
         clock[self._elected(agent)] = now
         if by is not Executor.ELECTED or self.alone[agent.index]:
             clock[self._all(agent)] = now
+        return clock
+
+    def _known(self, agent: Agent, by: Executor) -> Clock:
+        """What the executing threads have been told."""
+        clock = list(self.clocks[agent.index])
+        if by is Executor.ELECTED or self.alone[agent.index]:
+            _join(clock, self.private[agent.index])
         return clock
 
     def _moment(self, agent: Agent, by: Executor) -> Moment:
@@ -135,7 +145,7 @@ class HappensBefore:
 
     # --- events -----------------------------------------------------------------------------------
 
-    def begin(self, agent: Agent, step: Step) -> None:
+    def begin(self, agent: Agent, step: Event) -> None:
         """Time passes: an agent's own component is the index of its step, from 1."""
         self.now[agent.index] = agent.pc + 1
         self.steps[agent.index] = step
@@ -173,12 +183,13 @@ class HappensBefore:
                 access.fence = self._moment(agent, Executor.ALL)
 
     def converge(self, agent: Agent) -> None:
-        """The agent's warps wait for each other: each knows what all have done."""
+        """The agent's warps wait for each other: each knows what all have done and know."""
         self.clocks[agent.index] = self._clock(agent, Executor.ALL)
+        _join(self.clocks[agent.index], self.private[agent.index])
 
     def arrive(self, agent: Agent, barrier: MachineBarrier, by: Executor) -> None:
         """Rules 3 and 5, then join the agent's clock into the phase."""
-        if not self._knows(self.clocks[agent.index], barrier, barrier.phase - 1):
+        if not self._knows(self._known(agent, by), barrier, barrier.phase - 1):
             raise VerificationError(
                 f"phase error: arrives at {barrier} without knowing that the phase before is "
                 "complete"
@@ -189,7 +200,8 @@ class HappensBefore:
 
     def transact(self, agent: Agent, barrier: MachineBarrier) -> None:
         """Rule 3 for the bytes of a load that is being issued."""
-        if not self._knows(self.clocks[agent.index], barrier, barrier.phase - 1):
+        known = self._known(agent, Executor.ELECTED)
+        if not self._knows(known, barrier, barrier.phase - 1):
             raise VerificationError(
                 f"phase error: its bytes may land on {barrier} before the phase before is complete"
             )
@@ -209,17 +221,17 @@ class HappensBefore:
             )
         clock[self._barrier(barrier)] = barrier.phase
 
-    def observe(self, agent: Agent, barrier: MachineBarrier, phase: int) -> None:
+    def observe(self, agent: Agent, barrier: MachineBarrier, phase: int, by: Executor) -> None:
         """Rule 4's first half, then join the completed phase's clock into the agent's."""
-        clock = self.clocks[agent.index]
-        if phase >= 0 and not self._knows(clock, barrier, phase - 1):
+        alone = by is Executor.ELECTED
+        if phase >= 0 and not self._knows(self._known(agent, by), barrier, phase - 1):
             raise VerificationError(
                 f"phase error: waits for phase {phase} of {barrier.name} without knowing that "
                 f"phase {phase - 1} is complete: it may pass a wrap early"
             )
         seen = self._phase(barrier, phase)
-        seen.waits.append(self._moment(agent, Executor.ALL))
-        _join(clock, seen.clock)
+        seen.waits.append(self._moment(agent, by))
+        _join((self.private if alone else self.clocks)[agent.index], seen.clock)
 
 
 def _check_pair(clock: Clock, old: _Access, new: _Access) -> None:

@@ -161,7 +161,8 @@ class _Call:
         first = m_block * self.program.block_m
         last = min(first + self.program.block_m, self.seqlen_q) - 1
         lengths = (self.seqlen_q, self.seqlen_k)
-        return tile_range(bounds, first + shift, last + shift, lengths, self.program.block_n)
+        tiles = tile_range(bounds, first + shift, last + shift, lengths, self.program.block_n)
+        return tiles.at_least(self.program.peeled)
 
     def load(self, name: str, work: _WorkTile, first: int) -> Tensor:
         """Rows ``first ...`` of Q, K or V in fp32, (rows, cols) of the buffer, as TMA loads them:
@@ -235,19 +236,20 @@ class _Tensors:
 
     def calc(self, kind: CalcKind, registers: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
         """Masking, online softmax and rescaling, in fp32."""
-        s, o = registers.get("S", _NAN), registers.get("O", _NAN)
+        name = next((name for name in registers if name.startswith("S")), "S")  # S, or one of two
+        s, o = registers.get(name, _NAN), registers.get("O", _NAN)
         row_max, row_sum = registers.get("row_max", _NAN), registers.get("row_sum", _NAN)
         alpha = registers.get("alpha", _NAN)
         match kind:
             case CalcKind.CLEAR:
                 return self._clear()
             case CalcKind.MASK:
-                return {"S": torch.where(self._keep(place), s, -math.inf)}
+                return {name: torch.where(self._keep(place), s, -math.inf)}
             case CalcKind.ROW_MAX:
                 newer = torch.maximum(row_max, s.amax(-1, keepdim=True))
                 return {"row_max": newer, "alpha": self._exp2_above(row_max, newer)}
             case CalcKind.EXP:
-                return {"S": self._exp2_above(s, row_max)}
+                return {name: self._exp2_above(s, row_max)}
             case CalcKind.ROW_SUM:
                 return {"row_sum": row_sum * alpha + s.sum(-1, keepdim=True)}
             case CalcKind.CONVERT:
@@ -257,9 +259,10 @@ class _Tensors:
             case CalcKind.NORMALIZE:
                 return self._normalize(o, row_sum, row_max)
 
-    def stage(self, value: Tensor, place: Place) -> Tensor:
-        """O in the output's type."""
-        return value.to(self.call.dtype)
+    def stage(self, buffer: str, value: Tensor, place: Place) -> Tensor:
+        """O in the output's type; P in the operands', for a product that computes in fp32."""
+        rounded = value.to(self.call.dtype)
+        return rounded.float() if buffer == "P" else rounded
 
     def store(self, tile: str, value: Tensor, place: Place) -> None:
         """The consumer's rows of O or lse to the result."""

@@ -9,15 +9,24 @@ first D tiles are peeled into a prologue, and D iterations after the last tile d
       DRAIN     PV(n-1)
 
 The steady loop is emitted once for each segment: tiles masked at the upper end, tiles without a
-mask, tiles masked at the lower end.
+mask, tiles masked at the lower end. With overlap 3 the scores of two tiles are live, so its body
+takes two tiles a turn under two names of S (modulo variable expansion), and may leave one over::
+
+    overlap 3 (D = 2)
+      FIRST     QK(0) | QK(1) mask softmax convert of 0
+      loops     PV(t-2) QK(t) [mask] softmax rescale convert of t-1    t = 2 ..
+      REST      the same, if the number of tiles is odd
+      DRAIN     PV(n-2) mask softmax rescale convert of n-1 | PV(n-1)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fa3gen.errors import GraphError
 from fa3gen.ir.ops import GemmPV, GemmQK, Mask
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.emit import Emitter, Turn
+from fa3gen.schedule.emit import Emitter, Prefetch, Turn
 from fa3gen.schedule.needs import product_dim
 from fa3gen.schedule.program import (
     Advance,
@@ -65,11 +74,11 @@ from fa3gen.schedule.schedule import (
 __all__ = ["lower"]
 
 _CALCS: dict[str, tuple[CalcKind, tuple[str, ...], tuple[str, ...]]] = {
-    "Mask": (CalcKind.MASK, ("S",), ("S",)),
-    "RowMax": (CalcKind.ROW_MAX, ("S", "row_max"), ("row_max", "alpha")),
-    "Exp": (CalcKind.EXP, ("S", "row_max"), ("S",)),
-    "RowSum": (CalcKind.ROW_SUM, ("S", "row_sum", "alpha"), ("row_sum",)),
-    "ConvertP": (CalcKind.CONVERT, ("S",), ("P",)),
+    "Mask": (CalcKind.MASK, ("{S}",), ("{S}",)),
+    "RowMax": (CalcKind.ROW_MAX, ("{S}", "row_max"), ("row_max", "alpha")),
+    "Exp": (CalcKind.EXP, ("{S}", "row_max"), ("{S}",)),
+    "RowSum": (CalcKind.ROW_SUM, ("{S}", "row_sum", "alpha"), ("row_sum",)),
+    "ConvertP": (CalcKind.CONVERT, ("{S}",), ("P",)),
     "Rescale": (CalcKind.RESCALE, ("O", "alpha"), ("O",)),
 }
 
@@ -92,7 +101,7 @@ def lower(schedule: Schedule) -> Program:
             SyncCta(),
         ),
         roles=(
-            _producer(schedule, memory, registers),
+            *([_producer(schedule, memory, registers)] if tiling.specialized else []),
             _consumer(schedule, memory, registers),
         ),
         block_m=tiling.block_m,
@@ -102,6 +111,8 @@ def lower(schedule: Schedule) -> Program:
         threads=schedule.threads,
         shared_bytes=memory.bytes,
         peeled=schedule.depth,
+        lag=schedule.lag,
+        unroll=schedule.score_tiles,
     )
 
 
@@ -134,21 +145,27 @@ def _named(schedule: Schedule) -> tuple[NamedBarrier, ...]:
 
 
 def _register_tiles(schedule: Schedule) -> tuple[RegisterTile, ...]:
-    """S, P and O as one warpgroup holds them."""
-    graph = schedule.graph
-    tiles = (graph.op(GemmQK).writes[0], graph.op(GemmPV).reads[0], graph.op(GemmPV).writes[0])
-    rows = HOPPER.wgmma_rows
-    words = {tile.name: rows * product_dim(tile.cols) * tile.dtype.bytes // 4 for tile in tiles}
+    """S under each of its names, P unless it is in shared memory, and O, of one warpgroup."""
+    graph, rows = schedule.graph, HOPPER.wgmma_rows
+    s, p, o = graph.op(GemmQK).writes[0], graph.op(GemmPV).reads[0], graph.op(GemmPV).writes[0]
+    named = [(name, s) for name in _scores(schedule)]
+    named += [] if schedule.tiling.p_shared else [("P", p)]
     return tuple(
         RegisterTile(
-            tile.name,
+            name,
             rows,
             product_dim(tile.cols),
             tile.dtype,
-            words[tile.name] // HOPPER.warpgroup,
+            rows * product_dim(tile.cols) * tile.dtype.bytes // 4 // HOPPER.warpgroup,
         )
-        for tile in tiles
+        for name, tile in [*named, ("O", o)]
     )
+
+
+def _scores(schedule: Schedule) -> tuple[str, ...]:
+    """The names of S: one for each KV tile whose scores are live at a time."""
+    count = schedule.score_tiles
+    return ("S",) if count == 1 else tuple(f"S{index}" for index in range(count))
 
 
 # --- producer -------------------------------------------------------------------------------------
@@ -161,27 +178,33 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     depth = schedule.depth
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
 
-    def loads(stages: range, segment: Segment) -> None:
-        with emit.for_tiles(segment):
-            for place in places:
-                if place.stage in stages:
-                    tile = schedule.graph.networkx.nodes[place.op]["op"].writes[0].name
-                    emit.load(tile, sizes[tile], skew=place.stage)
+    def load(stages: range) -> None:
+        for place in places:
+            if place.stage in stages:
+                tile = schedule.graph.networkx.nodes[place.op]["op"].writes[0].name
+                emit.load(tile, sizes[tile], skew=place.stage)
+
+    def steps(segment: Segment, indices: range) -> None:
+        """Steps of the prologue, where stages 0 .. i run, or of the drain, where the later do."""
+        drains = segment is Segment.DRAIN
+        for index in indices:
+            with emit.for_tiles(segment), emit.step(index):
+                load(range(index + 1, depth + 1) if drains else range(index + 1))
 
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():
         emit.append(*_claim(schedule))
         with emit.if_tiles():
-            if depth:
-                loads(range(depth), Segment.FIRST)
+            steps(Segment.FIRST, range(min(depth, 1)))
         emit.load("Q", sizes["Q"])
         with emit.if_tiles():
-            loads(range(depth + 1), Segment.ALL)
+            steps(Segment.FIRST, range(1, depth))
+            with emit.for_tiles(Segment.ALL):
+                load(range(depth + 1))
         if schedule.tiling.persistence is Persistence.DYNAMIC:  # as late as hides the answer
             emit.append(ClaimAhead())
         with emit.if_tiles():
-            if depth:
-                loads(range(1, depth + 1), Segment.DRAIN)
+            steps(Segment.DRAIN, range(depth))
     needs = schedule.tiling.producer_registers
     return Role("producer", 0, 1, registers.producer, needs, emit.body)
 
@@ -222,8 +245,14 @@ def _set_registers(emit: Emitter, granted: int, launch: int) -> None:
 
 def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -> Role:
     """The consumers' program: products and softmax over the KV tiles, then the store of O."""
-    emit = Emitter()
     tiling = schedule.tiling
+    sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
+    emit = Emitter(
+        fenced=frozenset(tile.name for tile in _register_tiles(schedule)),
+        trailing=frozenset({"K"} if schedule.score_tiles > 1 else ()),
+        staged=frozenset({"P"} if tiling.p_shared else ()),
+        prefetch=None if tiling.specialized else Prefetch(tiling.stages, sizes),
+    )
     turn = Turn("turn", 2 * HOPPER.warpgroup) if tiling.pingpong else None
     over_q = memory.buffer("O").over is not None
 
@@ -234,6 +263,8 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         )
     with emit.each_work():
         emit.append(*_follow(schedule))
+        if not tiling.specialized:
+            _first_loads(emit, tiling.stages)
         emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
         emit.acquire("Q")
         with emit.if_tiles():
@@ -244,55 +275,108 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         emit.awaited.discard("Q")
     if not over_q:
         emit.append(TmaStoreWait(0, read=True))
-    return Role("consumer", 1, tiling.warpgroups, registers.consumer, registers.needs, emit.body)
+    first = 1 if tiling.specialized else 0
+    return Role(
+        "consumer", first, tiling.warpgroups, registers.consumer, registers.needs, emit.body
+    )
+
+
+def _first_loads(emit: Emitter, stages: int) -> None:
+    """Without a producer: Q and the KV tiles that fill the rings."""
+    for ahead in range(stages):
+        emit.prefetch_tile("K", ahead)
+        if not ahead:
+            emit.prefetch_query()
+        emit.prefetch_tile("V", ahead)
 
 
 def _kv_tiles(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
     """Prologue, one steady loop a segment, drain."""
-    depth, bounds = schedule.depth, schedule.bounds
+    depth, bounds, count = schedule.depth, schedule.bounds, schedule.score_tiles
     if depth:
         with emit.for_tiles(Segment.FIRST):
-            _iteration(emit, schedule, range(depth), masked=True, turn=None)
+            for index in range(depth):
+                with emit.step(index):
+                    _iteration(emit, schedule, _Part(range(index + 1), index, True), None)
+
+    def loop(segment: Segment, masked: bool) -> None:
+        with emit.for_tiles(segment):
+            for t in range(depth, depth + count):
+                with emit.phase(t % count, count):
+                    _iteration(emit, schedule, _Part(range(depth + 1), t, masked), turn)
+
     if bounds.masks_right or not depth:
-        with emit.for_tiles(Segment.RIGHT):
-            _iteration(emit, schedule, range(depth + 1), masked=True, turn=turn)
+        loop(Segment.RIGHT, True)
     if bounds.exact:
-        with emit.for_tiles(Segment.FULL):
-            _iteration(emit, schedule, range(depth + 1), masked=False, turn=turn)
+        loop(Segment.FULL, False)
         if bounds.masks_left:
-            with emit.for_tiles(Segment.LEFT):
-                _iteration(emit, schedule, range(depth + 1), masked=True, turn=turn)
+            loop(Segment.LEFT, True)
     if depth:
-        with emit.for_tiles(Segment.DRAIN):
-            _iteration(emit, schedule, range(1, depth + 1), masked=False, turn=None)
+        _drain(emit, schedule, turn)
 
 
-def _iteration(
-    emit: Emitter, schedule: Schedule, stages: range, masked: bool, turn: Turn | None
-) -> None:
-    """The operations of some stages, in slot order. Draining retires every product."""
+def _drain(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
+    """The tiles that the loops leave over, and what is then owed; no KV tile is left to load."""
+    depth, count = schedule.depth, schedule.score_tiles
+    entry = emit.state
+    with emit.leftovers(count):
+        for left in range(count):
+            with emit.leftover(left, count, entry):
+                for t in range(depth, depth + left):
+                    with emit.for_tiles(Segment.REST):
+                        _iteration(emit, schedule, _Part(range(depth + 1), t, True), turn)
+                emit.prefetching = False
+                with emit.for_tiles(Segment.DRAIN):
+                    for index in range(depth):
+                        with emit.step(index):
+                            part = _Part(range(index + 1, depth + 1), depth + left + index, True)
+                            _iteration(emit, schedule, part, None)
+                emit.prefetching = True
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The operations of some stages, in iterations that are alike to number ``t``."""
+
+    stages: range
+    t: int
+    masked: bool
+
+
+def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None) -> None:
+    """The operations of a part, in slot order. Those of the last stage retire their products."""
+    stages, names = part.stages, _scores(schedule)
     places = [p for p in schedule.of_role(RoleName.CONSUMER) if p.stage in stages]
     first = stages.start == 0 and len(stages) <= schedule.depth
     products = [place for place in places if place.op in ("GemmQK", "GemmPV")]
+    emit.next_iteration()
     for place in places:
+        score = names[(part.t - place.stage) % len(names)]
         if place in products:
-            emit.gemm(_gemm(place), turn if place is products[0] else None)
+            emit.gemm(_gemm(schedule, place, score), turn if place is products[0] else None)
             if turn is not None and place is products[-1]:
                 emit.pass_turn(turn)
-        elif place.op == "Mask" and not masked:
+        elif place.op == "Mask" and not part.masked:
             continue
         elif place.op == "Rescale" and first:
             continue  # O is still empty
+        elif place.op == "ConvertP" and schedule.tiling.p_shared:
+            sync = NamedSync("store", HOPPER.warpgroup)
+            emit.stage_operand(StageOut(score, "P", place.stage), sync)
         else:
-            emit.calc(*_CALCS[place.op], skew=place.stage)
-    if stages.stop > schedule.depth:  # everything owed to this iteration's tiles was issued
-        emit.drain()
+            kind, *sides = _CALCS[place.op]
+            reads, writes = (tuple(name.format(S=score) for name in side) for side in sides)
+            emit.calc(kind, reads, writes, place.stage)
+    complete = stages.stop > schedule.depth and schedule.score_tiles == 1
+    if complete or stages.start == schedule.depth:
+        emit.drain()  # everything owed to this iteration's tiles was issued
 
 
-def _gemm(place: Placement) -> Gemm:
+def _gemm(schedule: Schedule, place: Placement, score: str) -> Gemm:
     if place.op == "GemmQK":
-        return Gemm(GemmKind.QK, "S", "Q", "K", "Q", "K", place.stage)
-    return Gemm(GemmKind.PV, "O", "P", "V", None, "V", place.stage)
+        return Gemm(GemmKind.QK, score, "Q", "K", "Q", "K", place.stage)
+    p_cursor = "P" if schedule.tiling.p_shared else None
+    return Gemm(GemmKind.PV, "O", "P", "V", p_cursor, "V", place.stage)
 
 
 def _store(emit: Emitter, over_q: bool) -> None:
@@ -314,3 +398,4 @@ def _store(emit: Emitter, over_q: bool) -> None:
         emit.append(
             TmaStoreWait(0, read=True), Arrive("Q_empty", "Q", Executor.ELECTED), Advance("Q")
         )
+    emit.unconverged.clear()

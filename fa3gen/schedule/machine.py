@@ -16,7 +16,7 @@ from typing import Any
 
 from fa3gen.errors import VerificationError
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.flatten import Step, flatten
+from fa3gen.schedule.flatten import Event, flatten
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
@@ -153,7 +153,7 @@ class Machine:
         self._settle(barrier)
         return True
 
-    def _execute(self, agent: Agent, step: Step) -> bool:
+    def _execute(self, agent: Agent, step: Event) -> bool:
         instruction = step.instruction
         match instruction:
             case Wait():
@@ -274,14 +274,14 @@ class Machine:
             raise VerificationError(f"{name} is initialised but not fenced for the async proxy")
         return self.mbarriers[name, stage]
 
-    def _at_phase(self, name: str, step: Step) -> MachineBarrier:
+    def _at_phase(self, name: str, step: Event) -> MachineBarrier:
         """The mbarrier that a step arrives at, in the phase that the step means."""
         barrier = self._mbarrier(name, step.stage)
         if barrier.phase != step.phase:
             raise VerificationError(f"phase error: arrives at {barrier}, meant phase {step.phase}")
         return barrier
 
-    def _wait(self, agent: Agent, step: Step, wait: Wait) -> bool:
+    def _wait(self, agent: Agent, step: Event, wait: Wait) -> bool:
         barrier = self._mbarrier(wait.barrier, step.stage)
         parity = (step.phase & 1) ^ wait.flip
         if (barrier.phase & 1) == parity:  # the phase of this parity is the current one
@@ -294,7 +294,7 @@ class Machine:
                 f"waits for {step.phase}"
             )
         if self.monitor is not None:
-            self.monitor.observe(agent, barrier, step.phase)
+            self.monitor.observe(agent, barrier, step.phase, wait.by)
         return True
 
     def _arrive(self, agent: Agent, barrier: MachineBarrier, count: int, by: Executor) -> None:
@@ -318,7 +318,7 @@ class Machine:
         barrier.arrived = 0
         barrier.arrivers = []
 
-    def _named(self, agent: Agent, step: Step, instruction: NamedSync | NamedArrive) -> bool:
+    def _named(self, agent: Agent, step: Event, instruction: NamedSync | NamedArrive) -> bool:
         barrier = self.named[self._named_id(step, instruction)]
         if agent.waiting is None:
             if instruction.threads != barrier.needed:
@@ -338,7 +338,7 @@ class Machine:
         if barrier.phase <= agent.waiting:
             return False
         if self.monitor is not None:
-            self.monitor.observe(agent, barrier, agent.waiting)
+            self.monitor.observe(agent, barrier, agent.waiting, Executor.ALL)
         agent.waiting = None
         return True
 
@@ -365,7 +365,7 @@ class Machine:
         if value is not operand.value:
             raise VerificationError(f"{operand.name} changed while it was being read")
 
-    def _load(self, agent: Agent, step: Step, load: Load) -> None:
+    def _load(self, agent: Agent, step: Event, load: Load) -> None:
         spans = self.shared.spans(load.buffer, step.stage, None)
         barrier = self._at_phase(load.barrier, step)
         value = self.domain.load(load.buffer, self._place(agent, step))
@@ -377,19 +377,19 @@ class Machine:
         self.shared.poison(spans)  # until it lands
         self.flights.append(flight)
 
-    def _read_work(self, agent: Agent, step: Step, read: ReadWork) -> None:
+    def _read_work(self, agent: Agent, step: Event, read: ReadWork) -> None:
         spans = self.shared.spans(read.buffer, step.stage, None)
         self._access(agent, Touch(spans, False, Proxy.GENERIC, Executor.ALL))
         agent.claimed = self.shared.operand(read.buffer, step.stage, None).value
 
-    def _stage_out(self, agent: Agent, step: Step, stage_out: StageOut) -> None:
+    def _stage_out(self, agent: Agent, step: Event, stage_out: StageOut) -> None:
         spans = self.shared.spans(stage_out.buffer, 0, agent.instance)
         value = self._read_register(agent, stage_out.source)
         self._access(agent, Touch(spans, True, Proxy.GENERIC, Executor.ALL))
-        staged = self.domain.stage(value, self._place(agent, step))
+        staged = self.domain.stage(stage_out.buffer, value, self._place(agent, step))
         self.shared.put(stage_out.buffer, 0, agent.instance, staged)
 
-    def _tma_store(self, agent: Agent, step: Step, store: TmaStore) -> None:
+    def _tma_store(self, agent: Agent, step: Event, store: TmaStore) -> None:
         spans = self.shared.spans(store.buffer, 0, agent.instance)
         issued = Store(self.shared.operand(store.buffer, 0, agent.instance))
         self._access(agent, Touch(spans, False, Proxy.ASYNC, Executor.ELECTED), issued)
@@ -408,7 +408,7 @@ class Machine:
 
     # --- products and registers -------------------------------------------------------------------
 
-    def _gemm(self, agent: Agent, step: Step, gemm: Gemm) -> None:
+    def _gemm(self, agent: Agent, step: Event, gemm: Gemm) -> None:
         in_registers = [gemm.accumulator] + ([gemm.a] if gemm.a_cursor is None else [])
         unfenced = [name for name in in_registers if name in agent.touched]
         if unfenced:
@@ -478,7 +478,7 @@ class Machine:
         agent.touched.add(name)
         return agent.registers.get(name, self.domain.poison())
 
-    def _calc(self, agent: Agent, step: Step, calc: Calc) -> None:
+    def _calc(self, agent: Agent, step: Event, calc: Calc) -> None:
         if agent.role.needs > agent.limit:
             raise VerificationError(
                 f"needs {agent.role.needs} registers a thread, owns {agent.limit}"
@@ -507,7 +507,7 @@ class Machine:
         agent.limit = count
         return True
 
-    def _place(self, agent: Agent, step: Step) -> Place:
+    def _place(self, agent: Agent, step: Event) -> Place:
         tiles = self.work[step.work] if step.work >= 0 else TileRange(0, 0, 0, 0)
         return Place(agent.instance, step.work, step.tile, tiles)
 
@@ -546,7 +546,7 @@ class Machine:
                     opening[key] = opening.get(key, 0) + HOPPER.warpgroup
         return opening
 
-    def _named_id(self, step: Step, instruction: NamedSync | NamedArrive) -> int:
+    def _named_id(self, step: Event, instruction: NamedSync | NamedArrive) -> int:
         return self.program.named_barrier(instruction.barrier).first_id + step.slot
 
     def deadlock(self) -> str:

@@ -39,7 +39,7 @@ def plan_memory(schedule: Schedule) -> Schedule:
     """Lay out Q, K, V, O and the mbarriers in shared memory."""
     spec, tiling = schedule.spec, schedule.tiling
     qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
-    needs = shared_needs(spec, tiling.block_m, tiling.block_n, tiling.stages)
+    needs = shared_needs(spec, tiling.block_m, tiling.block_n, _setting(schedule))
     apart = sum(needs.values()) <= HOPPER.shared_bytes
     if not apart and v > qk:
         raise ScheduleError("O neither fits apart from Q, K and V nor over Q")
@@ -49,6 +49,7 @@ def plan_memory(schedule: Schedule) -> Schedule:
         ("Q", tiling.block_m, qk, 1),
         ("K", tiling.block_n, qk, tiling.stages),
         ("V", tiling.block_n, v, tiling.stages),
+        *([("P", tiling.block_m, padded_dim(tiling.block_n, spec.dtype), 1)] * tiling.p_shared),
     ):
         buffers.append(BufferPlan(tile, offset, rows, cols, spec.dtype, stages, None))
         offset += buffers[-1].bytes
@@ -73,8 +74,8 @@ def _barriers(buffers: list[BufferPlan], offset: int, warpgroups: int) -> tuple[
     over = {buffer.over for buffer in buffers}
     plans = []
     for buffer in buffers:
-        if buffer.tile == "O":
-            continue
+        if buffer.tile in ("P", "O"):
+            continue  # the consumers fill them
         readers = warpgroups * (1 if buffer.tile in over else _WARPS)
         for name, arrivals in ((f"{buffer.tile}_full", 1), (f"{buffer.tile}_empty", readers)):
             plans.append(BarrierPlan(name, offset, buffer.stages, arrivals))
@@ -83,14 +84,12 @@ def _barriers(buffers: list[BufferPlan], offset: int, warpgroups: int) -> tuple[
 
 
 def plan_registers(schedule: Schedule) -> Schedule:
-    """Split the register file between the producer and the consumers."""
-    warpgroups = schedule.tiling.warpgroups
-    step = HOPPER.register_step
+    """Split the register file between the producer, if there is one, and the consumers."""
+    tiling, setting = schedule.tiling, _setting(schedule)
+    step, warpgroups = HOPPER.register_step, tiling.warpgroups + tiling.specialized
     launch = launch_registers(warpgroups)
-    consumer = consumer_limit(warpgroups, schedule.tiling.producer_registers)
-    producer = min(launch * (warpgroups + 1) - consumer * warpgroups, launch)
-    tiling = schedule.tiling
-    setting = Setting(tiling.stages, tiling.persistence, tiling.producer_registers)
+    consumer = consumer_limit(tiling.warpgroups, setting)
+    producer = min(launch * warpgroups - consumer * tiling.warpgroups, launch)
     uses = register_needs(schedule.spec, tiling.block_n, setting)
     plan = RegisterPlan(
         tuple(RegisterUse(tile, count) for tile, count in uses.items()),
@@ -99,3 +98,15 @@ def plan_registers(schedule: Schedule) -> Schedule:
         consumer,
     )
     return replace(schedule, registers=plan)
+
+
+def _setting(schedule: Schedule) -> Setting:
+    tiling = schedule.tiling
+    return Setting(
+        tiling.stages,
+        tiling.persistence,
+        tiling.producer_registers,
+        schedule.score_tiles,
+        tiling.p_shared,
+        tiling.specialized,
+    )

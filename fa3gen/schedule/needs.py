@@ -30,6 +30,8 @@ __all__ = [
 _WORKING_REGISTERS = 26
 _CLAIM_REGISTERS = 4  # more where work tiles are claimed
 _FIXED_STAGE_REGISTERS = 20  # more with one stage: ptxas keeps its descriptors through the loop
+_TWO_SCORES_REGISTERS = 32  # more with two tiles of scores: ptxas cannot pack all its blocks
+_LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
 _PRODUCT_REGISTERS = (
     30  # of one wgmma beside its accumulator: ptxas wants them within those at entry
@@ -44,6 +46,9 @@ class Setting:
     stages: int
     persistence: Persistence
     producer: int  # registers of a producer thread
+    score_tiles: int = 1  # live at a time
+    p_shared: bool = False
+    specialized: bool = True
 
 
 def padded_dim(dim: int, dtype: DType) -> int:
@@ -62,10 +67,12 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     extra = block_n // _KEYS_PER_REGISTER
     extra += _CLAIM_REGISTERS if setting.persistence is Persistence.DYNAMIC else 0
     extra += _FIXED_STAGE_REGISTERS if setting.stages == 1 else 0
+    extra += _TWO_SCORES_REGISTERS * (setting.score_tiles - 1)
+    extra += 0 if setting.specialized else _LOADING_REGISTERS
     rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
     return {
-        "S": block_n // rows_per_register,
-        "P": block_n // rows_per_register * spec.dtype.bytes // 4,
+        "S": block_n // rows_per_register * setting.score_tiles,
+        "P": 0 if setting.p_shared else block_n // rows_per_register * spec.dtype.bytes // 4,
         "O": product_dim(spec.head_dim.v) // rows_per_register,
         "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
         "working": _WORKING_REGISTERS + extra,
@@ -78,14 +85,18 @@ def _divides(mask: sympy.Basic) -> bool:
     return any(not d.is_Integer or d <= 0 or int(d) & (int(d) - 1) for d in divisors)
 
 
-def shared_needs(spec: AttentionSpec, block_m: int, block_n: int, stages: int) -> dict[str, int]:
+def shared_needs(
+    spec: AttentionSpec, block_m: int, block_n: int, setting: Setting
+) -> dict[str, int]:
     """Bytes of shared memory by tile value, O apart from the rest."""
     qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
-    size = spec.dtype.bytes
+    size, stages = spec.dtype.bytes, setting.stages
+    p = {"P": block_m * padded_dim(block_n, spec.dtype) * size} if setting.p_shared else {}
     return {
         "Q": block_m * qk * size,
         "K": stages * block_n * qk * size,
         "V": stages * block_n * v * size,
+        **p,
         "O": block_m * v * size,
         "barriers": HOPPER.tile_alignment,
     }
@@ -100,15 +111,18 @@ def producer_needs(persistence: Persistence, bounds: KeyBounds) -> int:
 
 
 def launch_registers(warpgroups: int) -> int:
-    """Registers a thread at entry, beside so many consumer warpgroups and one producer."""
+    """Registers a thread at entry, of a CTA of so many warpgroups."""
     lanes = HOPPER.registers // HOPPER.warpgroup
     step = HOPPER.register_step
-    return min(lanes // (warpgroups + 1) // step * step, HOPPER.max_registers)
+    return min(lanes // warpgroups // step * step, HOPPER.max_registers)
 
 
-def consumer_limit(warpgroups: int, producer: int) -> int:
-    """The registers that setmaxnreg can grant each consumer thread beside the producer."""
-    share = (launch_registers(warpgroups) * (warpgroups + 1) - producer) // warpgroups
+def consumer_limit(consumers: int, setting: Setting) -> int:
+    """The registers of each consumer thread: all there are without a producer, else those that
+    setmaxnreg can grant beside it."""
+    if not setting.specialized:
+        return launch_registers(consumers)
+    share = (launch_registers(consumers + 1) * (consumers + 1) - setting.producer) // consumers
     return min(share // HOPPER.register_step * HOPPER.register_step, HOPPER.max_registers)
 
 
@@ -117,17 +131,17 @@ def over_budget(
 ) -> str | None:
     """The first budget that a (query rows, keys) tile breaks, line by line; None if it fits."""
     block_m, block_n = rows_and_keys
-    limit = min(
-        consumer_limit(block_m // HOPPER.wgmma_rows, setting.producer), HOPPER.compiled_registers
-    )
+    consumers = block_m // HOPPER.wgmma_rows
+    limit = min(consumer_limit(consumers, setting), HOPPER.compiled_registers)
     needs = register_needs(spec, block_n, setting)
     if sum(needs.values()) > limit:
         return _lines(needs, limit, "registers a consumer thread")
-    launch = launch_registers(block_m // HOPPER.wgmma_rows)
-    product = {"accumulator": max(needs["S"], needs["O"]), "operands": _PRODUCT_REGISTERS}
+    launch = launch_registers(consumers + setting.specialized)
+    widest = max(needs["S"] // setting.score_tiles, needs["O"])
+    product = {"accumulator": widest, "operands": _PRODUCT_REGISTERS}
     if sum(product.values()) > launch:
         return _lines(product, launch, "registers at entry, that one product may take")
-    shared = shared_needs(spec, block_m, block_n, setting.stages)
+    shared = shared_needs(spec, block_m, block_n, setting)
     over_q = spec.head_dim.v <= spec.head_dim.qk
     if over_q:
         shared = {tile: size for tile, size in shared.items() if tile != "O"}

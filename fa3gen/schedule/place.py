@@ -5,9 +5,12 @@
     overlap 1      QK(j) mask(j) row max(j) rescale(j) exp, row sum, convert(j) PV(j)
     overlap 2      QK(j) PV(j-1) mask(j) row max(j) rescale(j) exp, row sum, convert(j)
 
+    overlap 3      PV(j-2) QK(j) mask(j-1) row max(j-1) rescale(j-1) exp, row sum, convert(j-1)
+
 With overlap 2 the second product runs one iteration late (stage 1), so the tensor core works on it
-while the softmax of the next tile occupies the other units (FlashAttention-3, section 3.2). The
-producer loads a tile in the stage of the product that uses it.
+while the softmax of the next tile occupies the other units (FlashAttention-3, section 3.2). With
+overlap 3 the softmax also runs one iteration late, beside both products. The producer loads a tile
+in the stage of the product that uses it.
 
 O is rescaled right after the maxima are known: by then its product, issued beside the one that the
 maxima waited for, has as good as retired, and the multiplications and the conversion of P fill the
@@ -29,11 +32,14 @@ def place(schedule: Schedule) -> Schedule:
     loop = [op for op in schedule.graph.ops if op.scope is Scope.LOOP]
     loads = [op for op in loop if isinstance(op, (LoadK, LoadV))]
     late = schedule.tiling.overlap - 1  # stage of PV
-    stage = {op.name: late if isinstance(op, (GemmPV, LoadV)) else 0 for op in loop}
+    stage = {op.name: max(late - 1, 0) for op in loop}  # of the softmax
+    stage |= {op.name: 0 for op in loop if isinstance(op, (GemmQK, LoadK))}
+    stage |= {op.name: late for op in loop if isinstance(op, (GemmPV, LoadV))}
     consumer = [op for op in loop if op not in loads]
     if late:
         products = [op for op in consumer if isinstance(op, (GemmQK, GemmPV))]
-        consumer = products + [op for op in consumer if op not in products]
+        softmax = [op for op in consumer if op not in products]
+        consumer = (products if late == 1 else products[::-1]) + softmax
     placed = [
         Placement(op.name, role, stage[op.name], slot)
         for role, ops in ((RoleName.PRODUCER, loads), (RoleName.CONSUMER, consumer))

@@ -7,6 +7,8 @@ instructions a role: straight-line lists inside ``EachWork``, ``IfTiles`` and ``
 **Rings.** A buffer with several stages is a ring. Each role walks it with a *cursor*, a counter
 that ``Advance`` raises: stage = counter % stages, and the barrier phase is counter // stages. A
 full barrier is awaited at that phase; an empty one a phase earlier, so that the first round passes.
+A role that also loads walks the ring by a cursor of its own, ``next_`` and the buffer's name; one
+that releases a stage after it has gone on to the next releases by ``done_`` and the name.
 
 **Executors.** ``ELECTED`` is one fixed thread of the warpgroup, ``EACH_WARP`` one lane of each warp
 once its whole warp has come there, ``ALL`` every thread. What an arrival publishes depends on it.
@@ -23,6 +25,7 @@ import sympy
 from fa3gen.dtypes import DType
 
 __all__ = [
+    "BLOCKS",
     "Access",
     "Advance",
     "Arrive",
@@ -40,15 +43,19 @@ __all__ = [
     "ForTiles",
     "Gemm",
     "GemmKind",
+    "IfAhead",
     "IfTiles",
     "InitBarrier",
     "Instruction",
+    "Leftover",
+    "Leftovers",
     "Load",
     "NamedArrive",
     "NamedBarrier",
     "NamedSync",
     "Node",
     "OnInstance",
+    "Phase",
     "Program",
     "ProxyFence",
     "ReadWork",
@@ -57,6 +64,7 @@ __all__ = [
     "Segment",
     "SetRegisters",
     "StageOut",
+    "Step",
     "StoreRows",
     "SyncCta",
     "TmaStore",
@@ -198,6 +206,7 @@ class Wait:
     empty: bool = False
     flip: bool = False  # wait on the other parity (a fault; for the verifier's own test)
     shift: int = 0
+    by: Executor = Executor.ALL
 
 
 @dataclass(frozen=True)
@@ -372,10 +381,12 @@ class Calc:
 
 @dataclass(frozen=True)
 class StageOut:
-    """Write a register tile to the warpgroup's rows of a shared buffer (generic proxy)."""
+    """Round a register tile and write it to the warpgroup's rows of a shared buffer (generic
+    proxy): O for its store, or P as an operand."""
 
     source: str
     buffer: str
+    skew: int = 0
 
 
 @dataclass(frozen=True)
@@ -430,6 +441,8 @@ class Segment(enum.Enum):
 
     With D tiles peeled in a prologue, ALL = every tile after those; RIGHT, FULL and LEFT part ALL
     into tiles masked at the upper end, tiles that need no mask, and tiles masked at the lower end.
+    Where the loops take U tiles a turn, the last turn of RIGHT may take some that need no mask,
+    FULL leaves less than a turn to LEFT, and REST is what no whole turn is left for.
     """
 
     FIRST = "the tile with the last key"
@@ -437,6 +450,7 @@ class Segment(enum.Enum):
     RIGHT = "masked tiles at the upper end"
     FULL = "tiles that need no mask"
     LEFT = "masked tiles at the lower end"
+    REST = "tiles left over by the loops"
     DRAIN = "what is owed after the last tile"
 
 
@@ -460,9 +474,51 @@ class IfTiles:
 
 @dataclass(frozen=True)
 class ForTiles:
-    """Run ``body`` for each KV tile of a segment; FIRST and DRAIN bodies run once."""
+    """Run ``body`` for each KV tile of a segment; bodies of FIRST and DRAIN are made of steps."""
 
     segment: Segment
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Iteration number ``index`` of a segment that has as many as tiles are peeled."""
+
+    index: int
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Part of a loop that takes ``count`` KV tiles a turn: ``body`` for those t of them with
+    t % ``count`` == ``index``. Register tiles that outlive an iteration go by several names in turn
+    (modulo variable expansion)."""
+
+    index: int
+    count: int
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What follows the loops if they have left ``tiles`` KV tiles over."""
+
+    tiles: int
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """One of the ``Leftover`` in ``body``, by the number of KV tiles left."""
+
+    body: tuple[Leftover, ...]
+
+
+@dataclass(frozen=True)
+class IfAhead:
+    """Run ``body`` if the work tile has a KV tile ``tiles`` after the loop's tile."""
+
+    tiles: int
     body: tuple[Node, ...]
 
 
@@ -474,7 +530,20 @@ class OnInstance:
     body: tuple[Node, ...]
 
 
-Node = Instruction | EachWork | IfTiles | ForTiles | OnInstance
+Block = EachWork | IfTiles | ForTiles | Step | Phase | Leftovers | Leftover | IfAhead | OnInstance
+BLOCKS = (
+    EachWork,
+    IfTiles,
+    ForTiles,
+    Step,
+    Phase,
+    Leftovers,
+    Leftover,
+    IfAhead,
+    OnInstance,
+)
+
+Node = Instruction | Block
 
 
 @dataclass(frozen=True)
@@ -506,11 +575,17 @@ class Program:
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int
     shared_bytes: int
-    peeled: int  # KV tiles that a prologue handles before the loops
+    peeled: int  # KV tiles before the loops, in a prologue: a work tile has none, or as many
+    lag: int  # KV tiles that the softmax is behind the loop's tile
+    unroll: int  # KV tiles of a turn of the consumers' loops
 
     def buffer(self, name: str) -> Buffer:
         """The shared buffer of a tile value."""
         return next(buffer for buffer in self.buffers if buffer.name == name)
+
+    def ring(self, cursor: str) -> Buffer:
+        """The buffer that a cursor walks."""
+        return self.buffer(cursor.removeprefix("next_").removeprefix("done_"))
 
     def barrier(self, name: str) -> Barrier:
         """An mbarrier array by name."""
@@ -540,29 +615,47 @@ class Program:
 def instructions(nodes: tuple[Node, ...]) -> Iterator[Instruction]:
     """Every instruction of a tree, in text order."""
     for node in nodes:
-        if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+        if isinstance(node, BLOCKS):
             yield from instructions(node.body)
         else:
             yield node
 
 
+def _head(block: Block) -> str:
+    """When a block runs."""
+    match block:
+        case EachWork():
+            return "for each work tile"
+        case IfTiles():
+            return "if any KV tile"
+        case ForTiles(segment):
+            return f"for {segment.value}"
+        case Step(index):
+            return f"step {index}"
+        case Phase(index, count):
+            return f"where t % {count} = {index}"
+        case Leftovers():
+            return "by the tiles left over"
+        case Leftover(tiles):
+            return f"{tiles} left over"
+        case IfAhead(tiles):
+            return f"if there is a KV tile t + {tiles}"
+        case OnInstance(instance):
+            return f"on instance {instance}"
+
+
 def _show(node: Node, depth: int) -> str:
     """One node as indented text."""
     pad = "  " * depth
-    if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
-        head = {
-            EachWork: "for each work tile",
-            IfTiles: "if any KV tile",
-        }.get(type(node))
-        if isinstance(node, ForTiles):
-            head = f"for {node.segment.value}"
-        if isinstance(node, OnInstance):
-            head = f"on instance {node.instance}"
-        return "\n".join([f"{pad}{head}:", *(_show(child, depth + 1) for child in node.body)])
+    if isinstance(node, BLOCKS):
+        head = f"{pad}{_head(node)}:"
+        return "\n".join([head, *(_show(child, depth + 1) for child in node.body)])
     fields = []
     for name in node.__dataclass_fields__:
         value = getattr(node, name)
         if value in (0, False, None) and name in ("skew", "shift", "flip", "empty", "a_cursor"):
+            continue
+        if value is Executor.ALL:
             continue
         text = value.name if isinstance(value, enum.Enum) else value
         text = ", ".join(value) if isinstance(value, tuple) else text

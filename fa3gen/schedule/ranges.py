@@ -14,7 +14,7 @@ wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
@@ -71,6 +71,12 @@ class TileRange:
     def tiles(self) -> int:
         """Number of tiles visited."""
         return self.end - self.begin
+
+    def at_least(self, tiles: int) -> TileRange:
+        """The range with masked tiles above it, if it is not empty and has fewer tiles."""
+        if not self.tiles:
+            return self
+        return replace(self, end=max(self.end, self.begin + tiles))
 
 
 def key_bounds(keep: sympy.Basic) -> KeyBounds:

@@ -45,7 +45,9 @@ class Tiling:
 
     ``block_m`` query rows of a work tile over ``warpgroups`` consumers; ``block_n`` keys of a KV
     tile; ``stages`` buffers of K and, separately, of V; ``overlap`` 1 runs QK, softmax and PV of a
-    tile in sequence, 2 leaves PV of the tile before in flight during the softmax.
+    tile in sequence, 2 leaves PV of the tile before in flight during the softmax, 3 also QK of the
+    tile after; ``p_shared``: P reaches its product through shared memory; ``specialized``: a
+    producer warpgroup loads, else a thread of the first consumer.
     """
 
     block_m: int
@@ -56,6 +58,8 @@ class Tiling:
     pingpong: bool
     persistence: Persistence
     producer_registers: int  # that the producer's work takes, of each thread
+    p_shared: bool = False
+    specialized: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,18 @@ class Schedule:
 
     @property
     def threads(self) -> int:
-        """Threads of a CTA: the producer warpgroup and the consumers."""
-        return 128 * (1 + self.tiling.warpgroups)
+        """Threads of a CTA: the producer warpgroup, if there is one, and the consumers."""
+        return 128 * (self.tiling.specialized + self.tiling.warpgroups)
+
+    @property
+    def lag(self) -> int:
+        """Iterations between the product Q K^T of a KV tile and its softmax."""
+        return next(place.stage for place in self.placements if place.op == "RowMax")
+
+    @property
+    def score_tiles(self) -> int:
+        """KV tiles whose scores a warpgroup holds at a time."""
+        return self.lag + 1
 
     @property
     def longest_first(self) -> bool:

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fa3gen.schedule.flatten import Step
+from fa3gen.schedule.flatten import Event
 from fa3gen.schedule.program import CalcKind, Executor, Gemm, Role
 from fa3gen.schedule.ranges import TileRange
 
@@ -59,8 +59,8 @@ class Domain(Protocol):
     def calc(self, kind: CalcKind, registers: dict[str, Any], place: Place) -> dict[str, Any]:
         """The register tiles that a computation writes."""
 
-    def stage(self, value: Any, place: Place) -> Any:
-        """A register tile as it is written to shared memory."""
+    def stage(self, buffer: str, value: Any, place: Place) -> Any:
+        """A register tile as it is written to a shared buffer."""
 
     def store(self, tile: str, value: Any, place: Place) -> None:
         """A tile that leaves for global memory."""
@@ -86,7 +86,7 @@ class Touch:
 class Monitor(Protocol):
     """Observer of a run; raises VerificationError on a hazard."""
 
-    def begin(self, agent: Agent, step: Step) -> None:
+    def begin(self, agent: Agent, step: Event) -> None:
         """Before a step executes."""
 
     def access(self, agent: Agent, touch: Touch, owner: object) -> None:
@@ -113,7 +113,7 @@ class Monitor(Protocol):
     def complete(self, barrier: MachineBarrier) -> None:
         """A barrier's current phase completes."""
 
-    def observe(self, agent: Agent, barrier: MachineBarrier, phase: int) -> None:
+    def observe(self, agent: Agent, barrier: MachineBarrier, phase: int, by: Executor) -> None:
         """A wait returns, having seen a phase complete."""
 
 
@@ -178,7 +178,7 @@ class Agent:
     index: int
     role: Role
     instance: int
-    steps: list[Step]
+    steps: list[Event]
     pc: int = 0
     limit: int = 0  # registers a thread it owns
     registers: dict[str, Any] = field(default_factory=dict)
@@ -202,7 +202,7 @@ class Agent:
         return self.pc >= len(self.steps)
 
 
-def describe(step: Step) -> str:
+def describe(step: Event) -> str:
     """A step in words."""
     name = type(step.instruction).__name__
     about = [

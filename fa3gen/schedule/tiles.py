@@ -15,6 +15,7 @@ from fa3gen.schedule.needs import Setting, over_budget, producer_needs, product_
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Persistence, Tiling
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.model import POperand
 
 __all__ = ["choose_tiling"]
 
@@ -24,21 +25,34 @@ _KEYS = range(16, 257, 16)  # of a KV tile
 def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> Tiling:
     """Tile sizes and knobs of a spec; ScheduleError with the budget if what it asks cannot fit."""
     knobs = spec.schedule
-    _check_supported(spec)
     stages = knobs.pipeline_depth or 2
     overlap = knobs.overlap or 2
+    specialized = knobs.warp_specialized is not False
+    p_shared = knobs.p_operand is POperand.SHARED
+    _check_supported(spec)
     persistence = _persistence(spec, bounds)
-    setting = Setting(stages, persistence, producer_needs(persistence, bounds))
+    setting = Setting(
+        stages,
+        persistence,
+        producer_needs(persistence, bounds),
+        score_tiles=max(overlap - 1, 1),
+        p_shared=p_shared,
+        specialized=specialized,
+    )
     block_m, block_n = _tile(spec, bounds, overlap, setting)
     warpgroups = block_m // HOPPER.wgmma_rows
     pingpong = warpgroups >= 2 and overlap == 2 if knobs.pingpong is None else knobs.pingpong
-    if pingpong and overlap == 1:
-        raise UnsupportedError(
-            "schedule.pingpong: with overlap 1 the two products of a step have no common turn; "
-            "use overlap 2 or pingpong false"
-        )
     return Tiling(
-        block_m, block_n, warpgroups, stages, overlap, pingpong, persistence, setting.producer
+        block_m,
+        block_n,
+        warpgroups,
+        stages,
+        overlap,
+        pingpong,
+        persistence,
+        setting.producer,
+        p_shared,
+        specialized,
     )
 
 
@@ -86,21 +100,26 @@ def _persistence(spec: AttentionSpec, bounds: KeyBounds) -> Persistence:
             "dynamic": Persistence.DYNAMIC,
         }[asked.value]
     uneven = bounds.masks_right or bounds.masks_left
-    return Persistence.DYNAMIC if uneven else Persistence.STATIC
+    claimed = uneven and spec.schedule.warp_specialized is not False
+    return Persistence.DYNAMIC if claimed else Persistence.STATIC
 
 
 def _check_supported(spec: AttentionSpec) -> None:
-    """Refuse the knobs whose Programs this release cannot make."""
+    """Refuse combinations of knobs that have no Program, each for its reason."""
     knobs = spec.schedule
-    refused = {
-        "overlap": knobs.overlap == 3,
-        "p_operand": knobs.p_operand is not None and knobs.p_operand.value == "shared",
-        "warp_specialized": knobs.warp_specialized is False,
-    }
-    for key, refuse in refused.items():
-        if refuse:
-            value = getattr(knobs, key)
-            raise UnsupportedError(
-                f"schedule.{key}: {getattr(value, 'value', value)} is not compiled yet; "
-                "leave it out"
-            )
+    if knobs.pingpong and knobs.overlap == 1:
+        raise UnsupportedError(
+            "schedule.pingpong: with overlap 1 the two products of a step have no common turn; "
+            "use overlap 2 or 3, or pingpong false"
+        )
+    if knobs.overlap == 3 and knobs.pipeline_depth == 1:
+        raise UnsupportedError(
+            "schedule.pipeline_depth: with overlap 3 a product is issued before the one before has "
+            "released its K, so that K needs 2 stages or more (got 1)"
+        )
+    claims = knobs.persistent is not None and knobs.persistent.value == "dynamic"
+    if knobs.warp_specialized is False and claims:
+        raise UnsupportedError(
+            "schedule.persistent: work tiles are claimed by the producer, which warp_specialized "
+            "false leaves out; use static or false"
+        )

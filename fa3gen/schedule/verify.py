@@ -18,14 +18,12 @@ from fa3gen.schedule.budgets import check_budgets
 from fa3gen.schedule.hazards import HappensBefore
 from fa3gen.schedule.machine import Machine, Place
 from fa3gen.schedule.program import (
+    BLOCKS,
     CalcKind,
-    EachWork,
     ForTiles,
     Gemm,
     GemmKind,
-    IfTiles,
     Node,
-    OnInstance,
     Program,
     Segment,
 )
@@ -77,28 +75,30 @@ def verify_run(program: Program, work: tuple[TileRange, ...]) -> int:
 def trip_counts(program: Program) -> Iterator[tuple[TileRange, ...]]:
     """KV tile ranges to verify: the cases that catch most faults first."""
     stages = max(buffer.stages for buffer in program.buffers)
-    most = 2 * stages + 2
+    least = max(program.peeled, 1)
+    most = 2 * stages + least + 1
+    counts = (0, *range(least, most + 1))
     segments = _segments(program)
 
     def ranges(count: int, turn: int) -> TileRange:
-        options = list(_ranges(count, program.peeled, segments))
+        options = list(_ranges(count, program, segments))
         return options[turn % len(options)]
 
-    yield ranges(most, 0), ranges(stages + 1, 0)  # a turn of every loop
+    yield ranges(most, 0), ranges(stages + least, 0)  # a turn of every loop
     yield ranges(0, 0), ranges(0, 0)
-    yield ranges(stages, 0), ranges(1, 0)
-    for first, second in itertools.product(range(most + 1), repeat=2):
+    yield ranges(stages + least - 1, 0), ranges(least, 0)
+    for first, second in itertools.product(counts, repeat=2):
         yield ranges(first, second), ranges(second, first + 1)
-    for count in range(most + 1):
-        for option in _ranges(count, program.peeled, segments):
+    for count in counts:
+        for option in _ranges(count, program, segments):
             yield option, option
-    for triple in itertools.product((0, 1, stages + 1), repeat=3):
+    for triple in itertools.product((0, least, stages + least), repeat=3):
         yield tuple(ranges(count, position) for position, count in enumerate(triple))
 
 
-def _ranges(count: int, peeled: int, segments: set[Segment]) -> Iterator[TileRange]:
+def _ranges(count: int, program: Program, segments: set[Segment]) -> Iterator[TileRange]:
     """Ways that the segments a Program has can share ``count`` tiles: all one, or one of each."""
-    loops = max(count - peeled, 0)
+    loops = max(count - program.peeled, 0)
     present = [s for s in (Segment.FULL, Segment.RIGHT, Segment.LEFT) if s in segments]
     seen = set()
     for main in present:
@@ -106,8 +106,8 @@ def _ranges(count: int, peeled: int, segments: set[Segment]) -> Iterator[TileRan
         share[main] += loops - sum(share.values())
         for parts in (share, {s: loops if s is main else 0 for s in present}):
             left, full = parts.get(Segment.LEFT, 0), parts.get(Segment.FULL, 0)
-            full_end = min(left + full, count)
-            tiles = TileRange(0, min(left, full_end), full_end, count)
+            full_end = min(left + full + program.lag, count)
+            tiles = TileRange(0, min(left + program.lag, full_end), full_end, count)
             if tiles not in seen:
                 seen.add(tiles)
                 yield tiles
@@ -121,7 +121,7 @@ def _segments(program: Program) -> set[Segment]:
         for node in nodes:
             if isinstance(node, ForTiles):
                 found.add(node.segment)
-            if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+            if isinstance(node, BLOCKS):
                 walk(node.body)
 
     walk(program.role("consumer").body)
@@ -191,10 +191,11 @@ class Tokens:
                     "row_sum": _Token("row_sum", work),
                 }
             case CalcKind.MASK:
-                s = _demand(registers["S"], "S", place, tile=place.tile)
-                return {"S": _Token("S", work, s.tile, masked=True)}
+                (name, s) = _score(registers)
+                s = _demand(s, "S", place, tile=place.tile)
+                return {name: _Token("S", work, s.tile, masked=True)}
             case CalcKind.ROW_MAX:
-                s = _demand(registers["S"], "S", place, tile=place.tile)
+                s = _demand(_score(registers)[1], "S", place, tile=place.tile)
                 _check_masked(s, place)
                 _demand(registers["row_max"], "row_max", place, tile=s.tile)
                 count = s.tile + 1
@@ -203,16 +204,17 @@ class Tokens:
                     "alpha": _Token("alpha", work, count),
                 }
             case CalcKind.EXP:
-                s = _demand(registers["S"], "S", place, tile=place.tile)
+                (name, s) = _score(registers)
+                s = _demand(s, "S", place, tile=place.tile)
                 _demand(registers["row_max"], "row_max", place, tile=s.tile + 1)
-                return {"S": _Token("E", work, s.tile, s.tile + 1)}
+                return {name: _Token("E", work, s.tile, s.tile + 1)}
             case CalcKind.ROW_SUM:
-                e = _demand(registers["S"], "E", place, tile=place.tile)
+                e = _demand(_score(registers)[1], "E", place, tile=place.tile)
                 _demand(registers["row_sum"], "row_sum", place, tile=e.tile)
                 _demand(registers["alpha"], "alpha", place, tile=e.scaled)
                 return {"row_sum": _Token("row_sum", work, e.tile + 1)}
             case CalcKind.CONVERT:
-                e = _demand(registers["S"], "E", place, tile=place.tile)
+                e = _demand(_score(registers)[1], "E", place, tile=place.tile)
                 return {"P": _Token("P", work, e.tile, e.scaled)}
             case CalcKind.RESCALE:
                 alpha = _demand(registers["alpha"], "alpha", place, tile=place.tile + 1)
@@ -229,8 +231,11 @@ class Tokens:
                     raise VerificationError(f"O is scaled to {o.scaled} of {count} tiles")
                 return {"O": _Token("result", work), "lse": _Token("lse", work)}
 
-    def stage(self, value: Any, place: Place) -> Any:
-        """The finished O."""
+    def stage(self, buffer: str, value: Any, place: Place) -> Any:
+        """The finished O, or P of the KV tile."""
+        if buffer == "P":
+            e = _demand(value, "E", place, tile=place.tile)
+            return _Token("P", place.work, e.tile, e.scaled)
         return _demand(value, "result", place)
 
     def store(self, tile: str, value: Any, place: Place) -> None:
@@ -249,6 +254,11 @@ class Tokens:
                 raise VerificationError(
                     f"consumer {instance} stores {tile} of work tile {index} {times} times"
                 )
+
+
+def _score(registers: dict[str, Any]) -> tuple[str, Any]:
+    """The register tile of scores among a computation's operands: S, or one of two."""
+    return next((name, value) for name, value in registers.items() if name.startswith("S"))
 
 
 def _demand(token: Any, kind: str, place: Place, tile: int | None = None) -> _Token:

@@ -8,6 +8,7 @@
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
 //   rings       2 stages of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
+//   P           in registers
 //   ping-pong   consumers take turns on the tensor core
 //   grid        CTA i takes work tiles i, i + grid, ...
 //   shared      229456 bytes
@@ -35,6 +36,8 @@ constexpr int kHeadDimV = 256;
 constexpr int kBlockM = 128;  // query rows of a work tile
 constexpr int kBlockN = 80;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
+constexpr int kPeeled = 1;    // KV tiles before the loops
+constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
 constexpr int kConsumers = 2;
 constexpr int kThreads = 384;
 
@@ -147,7 +150,7 @@ CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   int const some_end = params.seqlen_k;
   int const every_begin = 0;
   int const every_end = params.seqlen_k;
-  return fa3gen::kv_tiles<kBlockN>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
+  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
 }
 }  // namespace
 
@@ -249,7 +252,6 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::RowOperand<kBlockM> const tSsQ(sQ + consumer * kRowsWG * kChunk);       // (64, d)
     fa3gen::RowOperand<kBlockN> const tSsK(sK);                                     // (n, d)
     Tensor tSrS = make_tensor<float>(fa3gen::AccumulatorLayout<kBlockN>{});         // (2, 2, n/8)
-
     // O += P V
     Tensor tOrP = make_tensor<uint32_t>(fa3gen::OperandLayout<kBlockN>{});          // (4, n/16)
     fa3gen::ColumnOperand<kBlockN> const tOsV(sV);                                  // (n, dv)

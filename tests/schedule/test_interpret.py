@@ -19,14 +19,11 @@ from fa3gen.runtime.reference import IndexMask, check_error, reference_mask
 from fa3gen.schedule import make_schedule
 from fa3gen.schedule.interpret import Execution, Interpreter, evaluate, interpret
 from fa3gen.schedule.program import (
+    BLOCKS,
     Calc,
     CalcKind,
-    EachWork,
-    ForTiles,
-    IfTiles,
     Instruction,
     Node,
-    OnInstance,
     Program,
     TmaStore,
     TmaStoreCommit,
@@ -268,7 +265,7 @@ def without(program: Program, dropped: Callable[[Instruction], bool]) -> Program
 
     def prune(nodes: tuple[Node, ...]) -> Iterator[Node]:
         for node in nodes:
-            if isinstance(node, (EachWork, IfTiles, ForTiles, OnInstance)):
+            if isinstance(node, BLOCKS):
                 yield replace(node, body=tuple(prune(node.body)))
             elif not dropped(node):
                 yield node

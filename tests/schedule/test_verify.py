@@ -78,19 +78,21 @@ def test_a_proof_takes_well_under_a_second(name: str) -> None:
 def test_trip_counts_cover_every_pair_and_every_segment(name: str) -> None:
     cases = list(trip_counts(program(name)))
     stages = max(buffer.stages for buffer in program(name).buffers)
+    least = max(program(name).peeled, 1)
     counts = {tuple(tiles.tiles for tiles in case) for case in cases}
-    assert set(itertools.product(range(2 * stages + 3), repeat=2)) <= counts
+    visited = (0, *range(least, 2 * stages + least + 2))
+    assert set(itertools.product(visited, repeat=2)) <= counts
     assert any(len(count) > 2 for count in counts)
     present = {s for s in Segment if f"for {s.value}:" in str(program(name).role("consumer"))}
     met: set[Segment] = set()
     for tiles in itertools.chain(*cases):
         assert 0 == tiles.begin <= tiles.full_begin <= tiles.full_end <= tiles.end
-        lengths = {s: len(visits(tiles, program(name).peeled, s)) for s in Segment}
+        lengths = {s: len(visits(program(name), tiles, s)) for s in Segment}
         assert lengths[Segment.ALL] == sum(
-            lengths[s] for s in (Segment.RIGHT, Segment.FULL, Segment.LEFT)
+            lengths[s] for s in (Segment.RIGHT, Segment.FULL, Segment.LEFT, Segment.REST)
         )
         met |= {segment for segment, length in lengths.items() if length > 1}
-    assert present <= met | {Segment.FIRST, Segment.DRAIN}
+    assert present <= met | {Segment.FIRST, Segment.REST, Segment.DRAIN}
 
 
 def test_three_work_tiles_in_one_run() -> None:

@@ -51,8 +51,8 @@ struct WorkClaims {
   }
 };
 
-// KV tiles begin .. end - 1 are visited, from the last down; those in [full_begin, full_end) need no
-// mask. begin <= full_begin <= full_end <= end.
+// KV tiles begin .. end - 1 are visited, from the last down. The softmax of the loop's turns in
+// [full_begin, full_end) needs no mask. begin <= full_begin <= full_end <= end.
 struct KvRange {
   int begin;
   int full_begin;
@@ -61,8 +61,9 @@ struct KvRange {
 };
 
 // Key bounds to tiles: keys in [some_begin, some_end) are kept by some row of the query tile, keys in
-// [every_begin, every_end) by every row.
-template <int kBlockN>
+// [every_begin, every_end) by every row. Above fewer than kPeeled tiles stand others that no row keeps;
+// with the softmax of a tile kLag turns late, the turns that need no mask are as late.
+template <int kBlockN, int kPeeled, int kLag>
 __device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int every_end,
                                             int some_end, int seqlen_k) {
   auto const clamp = [](int x, int low, int high) { return max(low, min(x, high)); };
@@ -70,7 +71,9 @@ __device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int
   int const begin = min(clamp(some_begin, 0, seqlen_k) / kBlockN, end);
   int const full_end = clamp(clamp(every_end, 0, seqlen_k) / kBlockN, begin, end);
   int const full_begin = clamp((max(every_begin, 0) + kBlockN - 1) / kBlockN, begin, full_end);
-  return {begin, full_begin, full_end, end};
+  auto const late = [&](int tile) { return max(tile - kLag, begin); };
+  int const least = begin < end ? begin + kPeeled : end;
+  return {begin, late(full_begin), late(full_end), max(end, least)};
 }
 
 }  // namespace fa3gen
