@@ -34,13 +34,16 @@ def draw(seed: int) -> AttentionSpec:
         knobs["tile"] = {"n": pick.randrange(16, 257, 16)}
     for key, values in (
         ("pipeline_depth", (1, 2, 3, 4)),
-        ("overlap", (1, 2, 2)),
+        ("overlap", (1, 2, 2, 3)),
+        ("p_operand", ("registers", "registers", "shared")),
         ("persistent", (False, "static", "dynamic")),
     ):
         if pick.random() < 0.6:
             knobs[key] = pick.choice(values)
     if pick.random() < 0.3:
-        knobs["pingpong"] = warpgroups != 1 and knobs.get("overlap", 2) == 2 and pick.random() < 0.5
+        knobs["pingpong"] = warpgroups != 1 and knobs.get("overlap", 2) > 1 and pick.random() < 0.5
+    if pick.random() < 0.2:
+        knobs["warp_specialized"] = False
     return AttentionSpec(
         head_dim={"qk": dims[0], "v": pick.choice((dims[0], dims[1]))},
         dtype=pick.choice(("bf16", "fp16")),

@@ -91,6 +91,8 @@ class State:
 
     groups: tuple[_Group, ...]
     awaited: frozenset[str]
+    touched: frozenset[str] = field(compare=False)
+    unconverged: frozenset[str] = field(compare=False)
 
 
 @dataclass
@@ -99,20 +101,26 @@ class Emitter:
 
     ``fenced``: register tiles that are wgmma operands; ``trailing``: rings whose stages are
     released after the role has gone on to the next; ``staged``: buffers that the role itself fills
-    for a product, and the named barrier of its warps.
+    for a product; ``covered``: buffers of which the role overwrites what its products have read.
     """
 
     fenced: frozenset[str] = frozenset()
     trailing: frozenset[str] = frozenset()
     staged: frozenset[str] = frozenset()
+    covered: frozenset[str] = frozenset()
     prefetch: Prefetch | None = None
     blocks: list[list[Node]] = field(default_factory=lambda: [[]])
     groups: list[_Group] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
     awaited: set[str] = field(default_factory=set)
-    unconverged: set[str] = field(default_factory=set)  # staged buffers read since a named barrier
+    unconverged: set[str] = field(default_factory=set)  # such buffers, read since a named barrier
     computed: tuple[str, ...] = ()  # by the last computation beside the products in flight
-    prefetching: bool = True  # a released stage may be for a later KV tile of the work tile
+    horizon: int | None = None  # how many KV tiles may follow the loop's; None: any number
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Buffers that products read and the role then writes."""
+        return self.staged | self.covered
 
     def __post_init__(self) -> None:
         self.touched = set(self.fenced)
@@ -146,14 +154,16 @@ class Emitter:
     @contextmanager
     def for_tiles(self, segment: Segment) -> Iterator[None]:
         """A loop over the KV tiles of a segment; the scoreboard must come round to where it was."""
-        before = self.state
+        before, unconverged = self.state, set(self.unconverged)
         repeats = segment not in (Segment.FIRST, Segment.REST, Segment.DRAIN)
         if repeats:  # whatever an iteration touches, the next one finds touched
             self._forget()
         with self._block() as block:
             yield
         if repeats:
+            unconverged |= self.unconverged  # the loop may have had no turn
             self._forget()
+            self.unconverged = unconverged
             if before != self.state:
                 raise GraphError(f"the loop over {segment.value} does not restore its entry state")
         if block:
@@ -186,22 +196,29 @@ class Emitter:
     @contextmanager
     def leftover(self, tiles: int, count: int, entry: State) -> Iterator[None]:
         """What follows the loops if they leave ``tiles`` over, from the state that they end in."""
+        before = set(self.unconverged) if tiles else set()
         self.groups, self.awaited = list(entry.groups), set(entry.awaited)
-        self._forget()
+        self.touched, self.unconverged = set(entry.touched), set(entry.unconverged)
         with self._block() as block:
             yield
+        self.unconverged |= before  # of the alternatives so far
         self.append(*([Leftover(tiles, tuple(block))] if count > 1 else block))
 
     @property
     def state(self) -> State:
         """What is in flight here."""
-        return State(tuple(self.groups), frozenset(self.awaited))
+        return State(
+            tuple(self.groups),
+            frozenset(self.awaited),
+            frozenset(self.touched),
+            frozenset(self.unconverged),
+        )
 
     def _forget(self) -> None:
         """Take every register tile for touched and every staged buffer for read."""
         busy = {name for group in self.groups for name in (group.accumulator, group.a)}
         self.touched = set(self.fenced) - busy
-        self.unconverged = set(self.staged)
+        self.unconverged = set(self.shared)
 
     @contextmanager
     def _block(self) -> Iterator[list[Node]]:
@@ -211,28 +228,38 @@ class Emitter:
 
     # --- operations -------------------------------------------------------------------------------
 
-    def load(self, buffer: str, stage_bytes: int, skew: int = 0) -> None:
-        """Producer: wait for a free stage, announce the bytes, load."""
+    def load(self, buffer: str, stage_bytes: int, skew: int = 0, free: bool = False) -> None:
+        """Producer: wait for a free stage, unless it is known to be, announce the bytes, load."""
+        if not free:
+            self.append(Wait(f"{buffer}_empty", buffer, empty=True))
         self.append(
-            Wait(f"{buffer}_empty", buffer, empty=True),
             Expect(f"{buffer}_full", buffer, stage_bytes),
             Load(buffer, f"{buffer}_full", buffer, skew),
             Advance(buffer),
         )
 
-    def prefetch_tile(self, ring: str, ahead: int) -> None:
+    def load_first(self) -> None:
+        """Without a producer: Q, and the KV tiles that fill the rings. Q's release comes last of a
+        work tile's, so that its stages are then all free."""
+        assert self.prefetch is not None
+        tiles = [
+            IfAhead(ahead, self._load_alone(ring, -ahead, free=True))
+            for ahead in range(self.prefetch.stages)
+            for ring in ("K", "V")
+        ]
+        self.append(OnInstance(0, (*self._load_alone("Q", 0), *tiles)))
+
+    def _load_ahead(self, ring: str, ahead: int) -> None:
         """Load the KV tile ``ahead`` of the loop's, if there is one, from one thread."""
-        self.append(OnInstance(0, (IfAhead(ahead, self._load_alone(ring, -ahead)),)))
+        if self.horizon is None or ahead <= self.horizon:
+            self.append(OnInstance(0, (IfAhead(ahead, self._load_alone(ring, -ahead)),)))
 
-    def prefetch_query(self) -> None:
-        """Load Q from one thread."""
-        self.append(OnInstance(0, self._load_alone("Q", 0)))
-
-    def _load_alone(self, ring: str, skew: int) -> tuple[Node, ...]:
+    def _load_alone(self, ring: str, skew: int, free: bool = False) -> tuple[Node, ...]:
         assert self.prefetch is not None
         cursor = f"next_{ring}"
+        wait = Wait(f"{ring}_empty", cursor, empty=True, by=Executor.ELECTED)
         return (
-            Wait(f"{ring}_empty", cursor, empty=True, by=Executor.ELECTED),
+            *([] if free else [wait]),
             Expect(f"{ring}_full", cursor, self.prefetch.bytes[ring]),
             Load(ring, f"{ring}_full", cursor, skew),
             Advance(cursor),
@@ -283,7 +310,7 @@ class Emitter:
         if stage.buffer in self.unconverged:
             self.append(sync)
         self.append(stage, ProxyFence(), sync)
-        self.unconverged.discard(stage.buffer)
+        self.unconverged.clear()
         self.touched |= self.fenced & {stage.source}
         self.computed = ()
 
@@ -321,6 +348,6 @@ class Emitter:
             self.append(Arrive(f"{ring}_empty", cursor, Executor.EACH_WARP), Advance(cursor))
             if ring not in self.trailing:
                 self.awaited.discard(ring)
-            self.unconverged |= self.staged & {group.a}
-            if self.prefetch is not None and self.prefetching:
-                self.prefetch_tile(ring, self.prefetch.stages - group.skew)
+            self.unconverged |= self.shared & {group.a}
+            if self.prefetch is not None:
+                self._load_ahead(ring, self.prefetch.stages - group.skew)

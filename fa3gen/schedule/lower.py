@@ -178,18 +178,20 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     depth = schedule.depth
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
 
-    def load(stages: range) -> None:
+    def load(stages: range, free: tuple[str, ...] = ()) -> None:
         for place in places:
             if place.stage in stages:
                 tile = schedule.graph.networkx.nodes[place.op]["op"].writes[0].name
-                emit.load(tile, sizes[tile], skew=place.stage)
+                emit.load(tile, sizes[tile], place.stage, tile in free)
 
     def steps(segment: Segment, indices: range) -> None:
         """Steps of the prologue, where stages 0 .. i run, or of the drain, where the later do."""
         drains = segment is Segment.DRAIN
         for index in indices:
             with emit.for_tiles(segment), emit.step(index):
-                load(range(index + 1, depth + 1) if drains else range(index + 1))
+                # Q's release came after those of the work tile before
+                free = ("K",) if index and not drains else ()
+                load(range(index + 1, depth + 1) if drains else range(index + 1), free)
 
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():
@@ -200,7 +202,8 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         with emit.if_tiles():
             steps(Segment.FIRST, range(1, depth))
             with emit.for_tiles(Segment.ALL):
-                load(range(depth + 1))
+                # a late softmax has K released after an older tile's V
+                load(range(depth + 1), ("V",) if schedule.lag else ())
         if schedule.tiling.persistence is Persistence.DYNAMIC:  # as late as hides the answer
             emit.append(ClaimAhead())
         with emit.if_tiles():
@@ -245,16 +248,16 @@ def _set_registers(emit: Emitter, granted: int, launch: int) -> None:
 
 def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -> Role:
     """The consumers' program: products and softmax over the KV tiles, then the store of O."""
-    tiling = schedule.tiling
+    tiling, over_q = schedule.tiling, memory.buffer("O").over is not None
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
     emit = Emitter(
         fenced=frozenset(tile.name for tile in _register_tiles(schedule)),
         trailing=frozenset({"K"} if schedule.score_tiles > 1 else ()),
         staged=frozenset({"P"} if tiling.p_shared else ()),
+        covered=frozenset({"Q"} if over_q else ()),
         prefetch=None if tiling.specialized else Prefetch(tiling.stages, sizes),
     )
     turn = Turn("turn", 2 * HOPPER.warpgroup) if tiling.pingpong else None
-    over_q = memory.buffer("O").over is not None
 
     _set_registers(emit, registers.consumer, registers.launch)
     if turn is not None:  # the last consumer opens the first one's turn
@@ -264,7 +267,7 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     with emit.each_work():
         emit.append(*_follow(schedule))
         if not tiling.specialized:
-            _first_loads(emit, tiling.stages)
+            emit.load_first()
         emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
         emit.acquire("Q")
         with emit.if_tiles():
@@ -279,15 +282,6 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     return Role(
         "consumer", first, tiling.warpgroups, registers.consumer, registers.needs, emit.body
     )
-
-
-def _first_loads(emit: Emitter, stages: int) -> None:
-    """Without a producer: Q and the KV tiles that fill the rings."""
-    for ahead in range(stages):
-        emit.prefetch_tile("K", ahead)
-        if not ahead:
-            emit.prefetch_query()
-        emit.prefetch_tile("V", ahead)
 
 
 def _kv_tiles(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
@@ -317,21 +311,23 @@ def _kv_tiles(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
 
 def _drain(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
     """The tiles that the loops leave over, and what is then owed; no KV tile is left to load."""
-    depth, count = schedule.depth, schedule.score_tiles
+    depth, count, bounds = schedule.depth, schedule.score_tiles, schedule.bounds
+    masks = bounds.masks_left or bounds.masks_right
     entry = emit.state
     with emit.leftovers(count):
         for left in range(count):
             with emit.leftover(left, count, entry):
                 for t in range(depth, depth + left):
+                    emit.horizon = depth + left - 1 - t
                     with emit.for_tiles(Segment.REST):
-                        _iteration(emit, schedule, _Part(range(depth + 1), t, True), turn)
-                emit.prefetching = False
+                        _iteration(emit, schedule, _Part(range(depth + 1), t, masks), turn)
+                emit.horizon = -1
                 with emit.for_tiles(Segment.DRAIN):
                     for index in range(depth):
                         with emit.step(index):
                             part = _Part(range(index + 1, depth + 1), depth + left + index, True)
                             _iteration(emit, schedule, part, None)
-                emit.prefetching = True
+    emit.horizon = None
 
 
 @dataclass(frozen=True)
@@ -386,8 +382,9 @@ def _store(emit: Emitter, over_q: bool) -> None:
     emit.append(StoreRows("lse"))
     if not over_q:  # the store of the work tile before may still read the buffer
         emit.append(TmaStoreWait(0, read=True))
+    if not over_q or "Q" in emit.unconverged:
+        emit.append(NamedSync("store", threads))
     emit.append(
-        NamedSync("store", threads),
         StageOut("O", "O"),
         ProxyFence(),
         NamedSync("store", threads),

@@ -124,7 +124,7 @@ def misplacements(program: Program) -> Iterator[Mutant]:
     for site in sites(program):
         guarded = _guarded(program, site)
         target = nearest(program, site, guarded, forwards=True) if guarded else None
-        if target is not None:
+        if target is not None and not (_is_sync(site) and _is_sync(target)):
             words = f"{site.words(program)} moved behind {target.words(program)}"
             yield Mutant(words, move(program, site.path, target.path, behind=True))
         covered = _covered(program, site)
@@ -155,7 +155,7 @@ def _changes(program: Program, site: Site) -> Iterator[dict[str, Any]]:
     instruction = site.instruction
     if isinstance(instruction, (Wait, Expect, Arrive, Load, Gemm)):
         cursor = instruction.b_cursor if isinstance(instruction, Gemm) else instruction.cursor
-        if program.buffer(cursor).stages > 1:
+        if program.ring(cursor).stages > 1:
             yield {"shift": instruction.shift + 1}
     if isinstance(instruction, (Load, Gemm)) and site.tiled:
         yield from ({"skew": instruction.skew + step} for step in (-1, 1))
@@ -209,6 +209,8 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "acquires earlier"
         if all(isinstance(i, (Arrive, NamedArrive, Expect)) for i in first):
             return "releases later"
+        if all(isinstance(i, (Expect, Load, Advance)) for i in (*first, *second)):
+            return "loads into stages that are free in another order"
         if any(all(isinstance(i, _PRIVATE) for i in side) for side in (first, second)):
             return "passes private work that shares nothing with it"
         turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
@@ -285,9 +287,11 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
       unless a later release covers that too (``_released_later``);
     * a named barrier that others arrive at: passing the turn on (the order of products that it
       makes is for speed alone), for an arrival must know that the generation before is over;
-    * a named barrier within a warpgroup: the staging of O, or the store of what was staged;
+    * a named barrier within a warpgroup: the staging of O or P, or the store of what was staged, or
+      the product that reads it;
     * a TMA store's wait: the barrier or arrival that tells the other threads.
     """
+    staged = {i.buffer for i in _all(program) if isinstance(i, StageOut)}
     match site.instruction:
         case Wait(cursor=cursor, empty=empty):
             if empty:
@@ -300,12 +304,17 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
                 if gemm.accumulator in retires and not _released_later(program, site, gemm.b_cursor)
             }
             return lambda i: (
-                bool(_touched(i) & set(retires)) or (isinstance(i, Arrive) and i.cursor in rings)
+                bool(_touched(i) & set(retires))
+                or (isinstance(i, Arrive) and program.ring(i.cursor).name in rings)
             )
         case NamedSync(barrier=barrier):
             if _is_turn(program, barrier):
                 return lambda i: isinstance(i, NamedArrive) and i.barrier == barrier
-            return lambda i: isinstance(i, (StageOut, TmaStore))
+            return lambda i: (
+                isinstance(i, (StageOut, TmaStore))
+                or (isinstance(i, Gemm) and i.a in staged)
+                or (isinstance(i, NamedSync) and _is_turn(program, i.barrier))  # serves as well
+            )
         case TmaStoreWait():
             return lambda i: (
                 isinstance(i, Arrive)
@@ -328,10 +337,13 @@ def _covered(program: Program, site: Site) -> Predicate | None:
     """
     match site.instruction:
         case Arrive(cursor=cursor):
+            ring = program.ring(cursor).name
             if _released_later(program, site, cursor):
-                return lambda i: isinstance(i, Wait) and i.cursor == cursor
-            over = _lies_under_o(program, cursor)
-            reads = {g.accumulator for g in _gemms(program) if cursor in (g.a_cursor, g.b_cursor)}
+                if any(isinstance(i, Load) and i.cursor != i.buffer for i in _all(program)):
+                    return None  # one thread's loads tell of its waits for other stages too
+                return lambda i: isinstance(i, Wait) and i.cursor == ring
+            over = _lies_under_o(program, ring)
+            reads = {g.accumulator for g in _gemms(program) if ring in (g.a_cursor, g.b_cursor)}
             return lambda i: (
                 isinstance(i, TmaStoreWait)
                 if over
@@ -368,12 +380,12 @@ def _released_later(program: Program, site: Site, cursor: str) -> bool:
         for other in sites(program)
         if other.path[0] == site.path[0] and other.path > site.path
         if isinstance(other.instruction, Arrive) and len(other.loops) == 1
-    } - {cursor}
+    } - {cursor, program.ring(cursor).name}
     for other in sites(program):
         match other.instruction:
-            case Wait(cursor=waited, empty=True) if waited in later:
+            case Wait(cursor=waited, empty=True) if program.ring(waited).name in later:
                 return True
-            case Load(cursor=loaded) if loaded == cursor:
+            case Load(buffer=loaded) if loaded == program.ring(cursor).name:
                 return False
     return False
 
@@ -402,8 +414,12 @@ def _fenced_operands(program: Program, fence: Site) -> set[str]:
     return operands
 
 
+def _all(program: Program) -> list[Instruction]:
+    return [site.instruction for site in sites(program)]
+
+
 def _gemms(program: Program) -> list[Gemm]:
-    return [site.instruction for site in sites(program) if isinstance(site.instruction, Gemm)]
+    return [instruction for instruction in _all(program) if isinstance(instruction, Gemm)]
 
 
 def _is_turn(program: Program, barrier: str) -> bool:
@@ -422,3 +438,7 @@ def _lies_under_o(program: Program, name: str) -> bool:
         and program.buffer(i.buffer).offset < ring.offset + ring.bytes
         for i in stores
     )
+
+
+def _is_sync(site: Site) -> bool:
+    return isinstance(site.instruction, NamedSync)

@@ -32,6 +32,20 @@ _KNOBS: dict[str, dict[str, Any]] = {
     "three stages": {"mask": "causal", "head_dim": 64, "schedule": {"pipeline_depth": 3}},
     "chunk": {"mask": "chunk(64)"},
     "dilated": {"mask": "(q - k) % 2 == 0"},
+    "overlap 3": {"mask": "window(100, 20)", "head_dim": 64, "schedule": {"overlap": 3}},
+    "overlap 3, full": {"head_dim": 96, "schedule": {"overlap": 3, "pipeline_depth": 3}},
+    "P shared": {"mask": "causal", "schedule": {"p_operand": "shared"}},
+    "P shared, overlap 1": {"head_dim": 64, "schedule": {"p_operand": "shared", "overlap": 1}},
+    "P shared, overlap 3": {"head_dim": 64, "schedule": {"p_operand": "shared", "overlap": 3}},
+    "no producer": {"mask": "causal", "schedule": {"warp_specialized": False}},
+    "no producer, overlap 3": {
+        "mask": "window(100, 20)",
+        "head_dim": 64,
+        "schedule": {"warp_specialized": False, "overlap": 3, "persistent": False},
+    },
+    "no producer, overlap 1, P shared": {
+        "schedule": {"warp_specialized": False, "overlap": 1, "p_operand": "shared"}
+    },
     "fp16, head dims apart": {
         "head_dim": {"qk": 192, "v": 128},
         "dtype": "fp16",

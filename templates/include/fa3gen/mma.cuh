@@ -173,4 +173,13 @@ __device__ __forceinline__ void store_matrix(Operand const& operand, Tile&& tile
   }
 }
 
+// Rounds an accumulator and writes it to a swizzled tile, from where a product can read it.
+template <class Element, class Accumulator, class Tile>
+__device__ __forceinline__ void store_operand(Accumulator const& from, Tile&& tile) {
+  constexpr int kPairs = decltype(cute::size(from))::value / 2;
+  auto operand = cute::make_tensor<uint32_t>(OperandLayout<kPairs * 4>{});
+  convert<Element>(from, operand);
+  store_matrix(operand, tile);
+}
+
 }  // namespace fa3gen
