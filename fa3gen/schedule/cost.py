@@ -8,7 +8,8 @@ Per KV tile and consumer warpgroup (64 rows, N keys; rates measured on an H200):
   sum, half a conversion; a mask 3 more; the rescaling of O one;
 * alone a warpgroup issues more slowly, and a step has a fixed latency: barriers, shuffles.
 
-The constants are fitted to 14 measured tiles (head dims 64, 128, 256; benchmarks/NOTES.md).
+The constants are fitted to 40 measured tiles (head dims 64, 128, 256; benchmarks/NOTES.md) at five
+lengths each; relative to one another the estimates of a head dim's tiles are good to 5 %.
 
 With W warpgroups taking turns, a step takes at least W times the products; one warpgroup's own
 chain, S = Q K^T, softmax and, without overlap, O += P V; and what the special-function unit and the
@@ -19,6 +20,7 @@ A work tile starts with a first step and ends with a last product that nothing o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fa3gen.schedule.arch import HOPPER
@@ -26,13 +28,15 @@ from fa3gen.schedule.ranges import KeyBounds, tile_range
 
 __all__ = ["Cost", "estimate"]
 
-_SOFTMAX_CYCLES = 9  # of a warp's issue slot, an element a thread
-_MASK_CYCLES = 3
-_TENSOR_GAP = 100  # cycles of the tensor core, a step and warpgroup
-_CHAIN_CYCLES = 1.5  # more an element where one warpgroup issues alone
-_STEP_LATENCY = 350
-_WORK_LATENCY = 1500  # of a work tile: Q's arrival, the store of O
-_REFERENCE = 4096  # seqlen_q and seqlen_k that the choice is made for
+_SOFTMAX_CYCLES = 6.7  # of a warp's issue slot, an element a thread
+_MASK_CYCLES = 6.6
+_TENSOR_GAP = 240  # cycles of the tensor core, a step and warpgroup
+_CHAIN_CYCLES = 18  # more an element where one warpgroup issues alone
+_STEP_LATENCY = 90
+_WORK_LATENCY = 3600  # of a work tile: Q's arrival, the store of O
+_STORE_LATENCY = 1200  # more where the next Q waits for the store of O, staged over Q
+_LENGTHS = (1024, 2048, 4096, 8192, 16384)  # seqlen_q and seqlen_k that the choice is made for
+_SAMPLES = 12  # query tiles looked at for each length
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Cost:
     interval: float  # cycles of one KV tile for all consumers (initiation interval)
     tensor: float  # of which the tensor core is busy
     bound: str  # the unit that sets the interval
-    cycles_per_row: float  # at the reference length, all included
+    cycles_per_row: float  # the mean over the usual lengths, all included
 
     @property
     def utilisation(self) -> float:
@@ -51,13 +55,17 @@ class Cost:
 
 
 def estimate(
-    dims: tuple[int, int], rows_and_keys: tuple[int, int], overlap: int, bounds: KeyBounds
+    dims: tuple[int, int],
+    rows_and_keys: tuple[int, int],
+    overlap: int,
+    bounds: KeyBounds,
+    over_q: bool = False,
 ) -> Cost:
-    """The cost of (query rows, keys) tiles for head dims (qk, v)."""
+    """The cost of (query rows, keys) tiles for head dims (qk, v); ``over_q``: O is staged there."""
     step = _Step(*dims, *rows_and_keys, overlap)
     limits = step.limits(_SOFTMAX_CYCLES)
     bound = max(limits, key=lambda name: limits[name])
-    cycles = _cycles_per_row(step, bounds)
+    cycles = _cycles_per_row(step, bounds, _WORK_LATENCY + _STORE_LATENCY * over_q)
     return Cost(step.interval(_SOFTMAX_CYCLES), step.products * step.warpgroups, bound, cycles)
 
 
@@ -107,15 +115,23 @@ class _Step:
         return float(sum(x**4 for x in self.limits(cycles).values()) ** 0.25)
 
 
-def _cycles_per_row(step: _Step, bounds: KeyBounds) -> float:
-    """Cycles a query row at the reference length, for the KV tiles that the mask leaves."""
-    lengths = (_REFERENCE, _REFERENCE)
+def _cycles_per_row(step: _Step, bounds: KeyBounds, latency: float) -> float:
+    """Cycles a query row for the KV tiles that the mask leaves: the mean over the usual lengths."""
+    logs = [math.log(_at_length(step, bounds, latency, length)) for length in _LENGTHS]
+    return math.exp(sum(logs) / len(logs))
+
+
+def _at_length(step: _Step, bounds: KeyBounds, latency: float, length: int) -> float:
+    """Cycles a query row at one seqlen_q = seqlen_k, over some of the query tiles."""
     full, masked = step.interval(_SOFTMAX_CYCLES), step.interval(_SOFTMAX_CYCLES + _MASK_CYCLES)
     edges = step.product_qk + step.softmax(_SOFTMAX_CYCLES + _MASK_CYCLES) + step.product_v
+    blocks = -(-length // step.block_m)
+    chosen = range(0, blocks, -(-blocks // _SAMPLES))
     total = 0.0
-    for first in range(0, _REFERENCE, step.block_m):
-        last = min(first + step.block_m, _REFERENCE) - 1
-        tiles = tile_range(bounds, first, last, lengths, step.block_n)
+    for block in chosen:
+        first = block * step.block_m
+        last = min(first + step.block_m, length) - 1
+        tiles = tile_range(bounds, first, last, (length, length), step.block_n)
         whole = tiles.full_end - tiles.full_begin
-        total += whole * full + max(tiles.tiles - whole - 1, 0) * masked + edges + _WORK_LATENCY
-    return total / _REFERENCE
+        total += whole * full + max(tiles.tiles - whole - 1, 0) * masked + edges + latency
+    return total / len(chosen) * blocks / length

@@ -18,6 +18,7 @@ __all__ = [
     "consumer_limit",
     "launch_registers",
     "over_budget",
+    "over_q",
     "padded_dim",
     "producer_needs",
     "product_dim",
@@ -142,12 +143,16 @@ def over_budget(
     if sum(product.values()) > launch:
         return _lines(product, launch, "registers at entry, that one product may take")
     shared = shared_needs(spec, block_m, block_n, setting)
-    over_q = spec.head_dim.v <= spec.head_dim.qk
-    if over_q:
+    if spec.head_dim.v <= spec.head_dim.qk:  # O may lie over Q
         shared = {tile: size for tile, size in shared.items() if tile != "O"}
     if sum(shared.values()) > HOPPER.shared_bytes:
         return _lines(shared, HOPPER.shared_bytes, "bytes of shared memory")
     return None
+
+
+def over_q(spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting) -> bool:
+    """Whether O is staged over Q, because there is no room apart from it."""
+    return sum(shared_needs(spec, *rows_and_keys, setting).values()) > HOPPER.shared_bytes
 
 
 def _lines(needs: dict[str, int], limit: int, unit: str) -> str:

@@ -38,9 +38,9 @@ def make_schedule(spec: AttentionSpec) -> Schedule:
     """The Schedule of a spec; ScheduleError or UnsupportedError if there is none."""
     check_supported(spec)
     bounds = key_bounds(spec.mask_expr)
-    tiling = choose_tiling(spec, bounds)
+    tiling, choice = choose_tiling(spec, bounds)
     graph = build_forward(spec, tiling.block_m, tiling.block_n)
-    schedule = Schedule(spec, tiling, graph, bounds)
+    schedule = Schedule(spec, tiling, graph, bounds, choice=choice)
     _log.log(debug.PASSES, "graph:\n%s", graph)
     for run_pass in PASSES:
         schedule = run_pass(schedule)

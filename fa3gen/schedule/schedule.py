@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from fa3gen.dtypes import DType
 from fa3gen.ir.graph import OpGraph
+from fa3gen.schedule.cost import Cost
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.spec import AttentionSpec
 
 __all__ = [
     "BarrierPlan",
     "BufferPlan",
+    "Candidate",
+    "Choice",
     "MemoryPlan",
     "Persistence",
     "Placement",
@@ -60,6 +63,41 @@ class Tiling:
     producer_registers: int  # that the producer's work takes, of each thread
     p_shared: bool = False
     specialized: bool = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tile of (query rows, keys) and what the model says of it."""
+
+    tile: tuple[int, int]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why a tile: the candidates, the chosen one first, and how many more did not fit."""
+
+    candidates: tuple[Candidate, ...]
+    unfit: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'':9s} {'clk a row':>9s} {'interval':>9s} {'tensor':>7s}  bound by",
+            *(_line(candidate) for candidate in self.candidates[:_SHOWN]),
+        ]
+        more = max(len(self.candidates) - _SHOWN, 0)
+        return "\n".join([*lines, f"{more} more fit, {self.unfit} do not"])
+
+
+_SHOWN = 6  # candidates printed
+
+
+def _line(candidate: Candidate) -> str:
+    cost, (rows, keys) = candidate.cost, candidate.tile
+    return (
+        f"{rows:4d}x{keys:<4d} {cost.cycles_per_row:9.1f} {cost.interval:9.0f} "
+        f"{100 * cost.utilisation:5.0f} %  {cost.bound}"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,6 +185,7 @@ class Schedule:
     placements: tuple[Placement, ...] = ()
     memory: MemoryPlan | None = None
     registers: RegisterPlan | None = None
+    choice: Choice | None = None
 
     @property
     def depth(self) -> int:

@@ -1,7 +1,9 @@
 """Pass 1: tile sizes and pipeline knobs, from the spec's knobs, the budgets and a cycle model.
 
-A knob the user gives is kept and checked. Of the tiles that fit the rest comes from, those with the
-fewest cycles a query row win (``fa3gen.schedule.cost``), the wider one if two are equal.
+A knob the user gives is kept and checked. Of the tiles that fit, the one with the fewest cycles a
+query row wins (``fa3gen.schedule.cost``); but KV tiles of 128 keys, which divide the usual lengths
+and measure better than the model has them, win over others that are less than 5 % better. The
+``Choice`` tells what was weighed.
 """
 
 from __future__ import annotations
@@ -11,68 +13,76 @@ import itertools
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate
-from fa3gen.schedule.needs import Setting, over_budget, producer_needs, product_dim
+from fa3gen.schedule.needs import Setting, over_budget, over_q, producer_needs, product_dim
 from fa3gen.schedule.ranges import KeyBounds
-from fa3gen.schedule.schedule import Persistence, Tiling
+from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.model import POperand
 
 __all__ = ["choose_tiling"]
 
 _KEYS = range(16, 257, 16)  # of a KV tile
+_WHOLE_KEYS = 128  # preferred,
+_CLOSE = 1.05  # if they are not so many times slower by the model
 
 
-def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> Tiling:
-    """Tile sizes and knobs of a spec; ScheduleError with the budget if what it asks cannot fit."""
+def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choice]:
+    """Tile sizes and knobs of a spec, and what the tile was weighed against; ScheduleError with the
+    budget if what it asks cannot fit."""
     knobs = spec.schedule
-    stages = knobs.pipeline_depth or 2
-    overlap = knobs.overlap or 2
-    specialized = knobs.warp_specialized is not False
-    p_shared = knobs.p_operand is POperand.SHARED
     _check_supported(spec)
+    overlap = knobs.overlap or 2
     persistence = _persistence(spec, bounds)
     setting = Setting(
-        stages,
+        knobs.pipeline_depth or 2,
         persistence,
         producer_needs(persistence, bounds),
         score_tiles=max(overlap - 1, 1),
-        p_shared=p_shared,
-        specialized=specialized,
+        p_shared=knobs.p_operand is POperand.SHARED,
+        specialized=knobs.warp_specialized is not False,
     )
-    block_m, block_n = _tile(spec, bounds, overlap, setting)
+    choice = _weigh(spec, bounds, overlap, setting)
+    block_m, block_n = choice.candidates[0].tile
     warpgroups = block_m // HOPPER.wgmma_rows
     pingpong = warpgroups >= 2 and overlap == 2 if knobs.pingpong is None else knobs.pingpong
-    return Tiling(
+    tiling = Tiling(
         block_m,
         block_n,
         warpgroups,
-        stages,
+        setting.stages,
         overlap,
         pingpong,
         persistence,
         setting.producer,
-        p_shared,
-        specialized,
+        setting.p_shared,
+        setting.specialized,
     )
+    return tiling, choice
 
 
-def _tile(
-    spec: AttentionSpec, bounds: KeyBounds, overlap: int, setting: Setting
-) -> tuple[int, int]:
-    """Query rows and keys of a tile."""
+def _weigh(spec: AttentionSpec, bounds: KeyBounds, overlap: int, setting: Setting) -> Choice:
+    """The tiles of (query rows, keys) that fit, the chosen one first."""
     tile = spec.schedule.tile
     keys = [tile.n] if tile and tile.n else list(_KEYS)
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
-        candidates = list(itertools.product(rows, keys))
-        fitting = [c for c in candidates if not over_budget(spec, c, setting)]
+        tiles = list(itertools.product(rows, keys))
+        problems = {shape: over_budget(spec, shape, setting) for shape in tiles}
+        fitting = [shape for shape in tiles if not problems[shape]]
         if fitting:
-            return min(
-                fitting, key=lambda c: (estimate(dims, c, overlap, bounds).cycles_per_row, -c[1])
-            )
-    block_m, block_n = candidates[0]
-    problem = over_budget(spec, (block_m, block_n), setting)
-    raise ScheduleError(f"tile {block_m}x{block_n} does not fit: {problem}")
+            costs = {
+                shape: estimate(dims, shape, overlap, bounds, over_q(spec, shape, setting))
+                for shape in fitting
+            }
+            candidates = [Candidate(shape, cost) for shape, cost in costs.items()]
+            candidates.sort(key=lambda c: (c.cost.cycles_per_row, -c.tile[1]))
+            enough = candidates[0].cost.cycles_per_row * _CLOSE
+            whole = [c for c in candidates if not c.tile[1] % _WHOLE_KEYS]
+            best = next((c for c in whole if c.cost.cycles_per_row < enough), candidates[0])
+            others = [candidate for candidate in candidates if candidate is not best]
+            return Choice((best, *others), len(tiles) - len(fitting))
+    block_m, block_n = tiles[0]
+    raise ScheduleError(f"tile {block_m}x{block_n} does not fit: {problems[tiles[0]]}")
 
 
 def _query_rows(spec: AttentionSpec) -> tuple[tuple[int, ...], ...]:

@@ -4,14 +4,14 @@
 //   type        bf16, fp32 accumulation
 //   score       score
 //   mask        full
-//   work tile   128 queries by 192 keys a step
+//   work tile   128 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
 //   rings       2 stages of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
 //   grid        CTA i takes work tiles i, i + grid, ...
-//   shared      229456 bytes
+//   shared      196688 bytes
 //   registers   producer 24, consumers 240
 #include <cuda.h>
 
@@ -34,7 +34,7 @@ using Element = __nv_bfloat16;
 constexpr int kHeadDimQK = 128;  // in whole blocks of 16
 constexpr int kHeadDimV = 128;
 constexpr int kBlockM = 128;  // query rows of a work tile
-constexpr int kBlockN = 192;  // keys of a KV tile
+constexpr int kBlockN = 128;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
@@ -46,16 +46,16 @@ constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 2;
 constexpr int kChunksV = 2;
 constexpr int kQOffset = 0;  // 128 x 128
-constexpr int kKOffset = 32768;  // 192 x 128, 2 stages
-constexpr int kVOffset = 131072;  // 192 x 128, 2 stages
-constexpr int kOOffset = 0;  // 128 x 128
-constexpr int kQFullOffset = 229376;
-constexpr int kQEmptyOffset = 229384;
-constexpr int kKFullOffset = 229392;
-constexpr int kKEmptyOffset = 229408;
-constexpr int kVFullOffset = 229424;
-constexpr int kVEmptyOffset = 229440;
-constexpr int kSharedBytes = 229456;
+constexpr int kKOffset = 32768;  // 128 x 128, 2 stages
+constexpr int kVOffset = 98304;  // 128 x 128, 2 stages
+constexpr int kOOffset = 163840;  // 128 x 128
+constexpr int kQFullOffset = 196608;
+constexpr int kQEmptyOffset = 196616;
+constexpr int kKFullOffset = 196624;
+constexpr int kKEmptyOffset = 196640;
+constexpr int kVFullOffset = 196656;
+constexpr int kVEmptyOffset = 196672;
+constexpr int kSharedBytes = 196688;
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;  // elements
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
@@ -71,8 +71,8 @@ struct ProductQK {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "setp.ne.b32 p, %98, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+        "setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -80,12 +80,8 @@ struct ProductQK {
         "%32, %33, %34, %35, %36, %37, %38, %39, "
         "%40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, "
-        "%56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, "
-        "%72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, "
-        "%88, %89, %90, %91, %92, %93, %94, %95}, "
-        "%96, %97, p, 1, 1, 0, 0;\n"
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 0, 0;\n"
         "}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
@@ -94,11 +90,7 @@ struct ProductQK {
           "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
           "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
           "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
-          "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-          "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
-          "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]),
-          "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
@@ -177,7 +169,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::prefetch_map(tma_v);
     fa3gen::prefetch_map(tma_o);
     fa3gen::init_barriers(q_full, 1);
-    fa3gen::init_barriers(q_empty, 2);
+    fa3gen::init_barriers(q_empty, 8);
     fa3gen::init_barriers(k_full, 1);
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
@@ -201,7 +193,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // The tile with the last key.
           fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 49152);
+          fa3gen::expect_bytes(k_full[k.stage], 32768);
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
@@ -217,12 +209,12 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 49152);
+            fa3gen::expect_bytes(k_full[k.stage], 32768);
             fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
                 tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             k.advance();
             fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 49152);
+            fa3gen::expect_bytes(v_full[v.stage], 32768);
             fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
@@ -232,7 +224,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-          fa3gen::expect_bytes(v_full[v.stage], 49152);
+          fa3gen::expect_bytes(v_full[v.stage], 32768);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();
@@ -346,10 +338,15 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::arrive_each_warp(v_empty[v.stage]);
         v.advance();
       }
+      fa3gen::arrive_each_warp(q_empty[q.stage]);
+      q.advance();
 
       // O / row_sum, and the rows' log-sum-exp.
       fa3gen::normalize(output, rows, params.scale_log2, lse);
       fa3gen::store_lse(lse, params, tile, first_row(tile));
+      if (elected) {
+        fa3gen::tma_store_wait_read<0>();
+      }
       fa3gen::named_sync(store_barrier(consumer), 128);
 
       // O through shared memory, in the warpgroup's own rows.
@@ -362,10 +359,10 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::tma_store<kChunksV, kBlockM, kChunk>(
             tma_o, sO + consumer * kRowsWG * kChunk, tile.m_block * kBlockM + consumer * kRowsWG, tile.head, tile.batch);
         fa3gen::tma_store_commit();
-        fa3gen::tma_store_wait_read<0>();
-        fa3gen::arrive_barrier(q_empty[q.stage]);
       }
-      q.advance();
+    }
+    if (elected) {
+      fa3gen::tma_store_wait_read<0>();
     }
   }
 }
