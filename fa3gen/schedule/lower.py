@@ -187,11 +187,12 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     def steps(segment: Segment, indices: range) -> None:
         """Steps of the prologue, where stages 0 .. i run, or of the drain, where the later do."""
         drains = segment is Segment.DRAIN
-        for index in indices:
-            with emit.for_tiles(segment), emit.step(index):
-                # Q's release came after those of the work tile before
-                free = ("K",) if index and not drains else ()
-                load(range(index + 1, depth + 1) if drains else range(index + 1), free)
+        with emit.for_tiles(segment):
+            for index in indices:
+                with emit.step(index):
+                    # Q's release came after those of the work tile before
+                    free = ("K",) if index and not drains else ()
+                    load(range(index + 1, depth + 1) if drains else range(index + 1), free)
 
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():

@@ -1,0 +1,273 @@
+"""The rendered control flow does what the Program says, in the Program's order.
+
+A kernel's text is read as a tree of loops, branches and statements and walked for given KV tile
+ranges; what it loads, waits for, issues and computes must be the Program's events one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fa3gen.codegen.render import render
+from fa3gen.paths import SPECS
+from fa3gen.schedule import make_schedule
+from fa3gen.schedule.flatten import Event, flatten
+from fa3gen.schedule.lower import lower
+from fa3gen.schedule.program import (
+    Arrive,
+    Calc,
+    CalcKind,
+    Expect,
+    Gemm,
+    Load,
+    NamedArrive,
+    NamedSync,
+    StageOut,
+    TmaStore,
+    Wait,
+    WgmmaWait,
+)
+from fa3gen.schedule.ranges import TileRange
+from fa3gen.schedule.schedule import Schedule
+from fa3gen.spec import AttentionSpec
+from fa3gen.spec.load import load_spec
+
+Happening = tuple[Any, ...]
+
+KNOBS: dict[str, dict[str, Any]] = {
+    "window": {"mask": "window(100, 20)"},
+    "overlap 1": {"mask": "causal", "schedule": {"overlap": 1}},
+    "overlap 3": {"mask": "window(100, 20)", "schedule": {"overlap": 3}},
+    "overlap 3, full": {"schedule": {"overlap": 3, "pipeline_depth": 3}},
+    "P shared": {"mask": "causal", "schedule": {"p_operand": "shared"}},
+    "no producer": {"mask": "window(100, 0)", "schedule": {"warp_specialized": False}},
+    "no producer, overlap 3": {
+        "mask": "causal",
+        "schedule": {"warp_specialized": False, "overlap": 3, "p_operand": "shared"},
+    },
+}
+SHIPPED = sorted(path.stem for path in SPECS.glob("*.yaml"))
+
+
+def schedule_of(name: str) -> Schedule:
+    if name in KNOBS:
+        return make_schedule(AttentionSpec(**{"head_dim": 64, "dtype": "bf16", **KNOBS[name]}))
+    return make_schedule(load_spec(SPECS / f"{name}.yaml"))
+
+
+# --- the Program ----------------------------------------------------------------------------------
+
+_CALCS = {
+    CalcKind.ROW_MAX: "update_max",
+    CalcKind.EXP: "exponentiate",
+    CalcKind.ROW_SUM: "update_sum",
+    CalcKind.CONVERT: "convert",
+    CalcKind.RESCALE: "rescale",
+    CalcKind.NORMALIZE: "normalize",
+}
+
+
+def meant(event: Event, work: list[TileRange]) -> Happening | None:
+    """An event of the Program as the text would show it; None for what is not compared."""
+
+    def index() -> int:  # of the KV tile, tiles being visited from the last down
+        return work[event.work].end - 1 - event.tile
+
+    match event.instruction:
+        case Wait(barrier=barrier) | Expect(barrier=barrier) | Arrive(barrier=barrier) as i:
+            return (type(i).__name__, barrier.lower())
+        case NamedSync(barrier=barrier) | NamedArrive(barrier=barrier) as i:
+            return (type(i).__name__, barrier)
+        case Load(buffer=buffer):
+            return ("Load", buffer.lower(), None if buffer == "Q" else index())
+        case Gemm(kind=kind):
+            return ("Gemm", kind.name)
+        case WgmmaWait(pending=pending):
+            return ("WgmmaWait", pending)
+        case Calc(kind=CalcKind.MASK):
+            return ("mask", index())
+        case Calc(kind=kind) if kind in _CALCS:
+            return (_CALCS[kind],)
+        case StageOut(buffer=buffer):
+            return ("StageOut", buffer)
+        case TmaStore():
+            return ("TmaStore",)
+    return None
+
+
+# --- the text -------------------------------------------------------------------------------------
+
+_FORMS = [
+    (r"wait_barrier\((\w+)\[", lambda m, n: ("Wait", m[1])),
+    (r"expect_bytes\((\w+)\[", lambda m, n: ("Expect", m[1])),
+    (r"arrive_(?:each_warp|barrier)\((\w+)\[", lambda m, n: ("Arrive", m[1])),
+    (r"named_sync\((\w+)_barrier", lambda m, n: ("NamedSync", m[1])),
+    (r"named_arrive\((\w+)_barrier", lambda m, n: ("NamedArrive", m[1])),
+    (r"tma_load<.*tma_q,", lambda m, n: ("Load", "q", None)),
+    (
+        r"tma_load<.*tma_(\w),.*, (n|\(n [+-] \d+\)) \* kBlockN",
+        lambda m, n: ("Load", m[1], eval(m[2], {"n": n})),
+    ),
+    (r"issue_gemm\w*<Product(\w+),", lambda m, n: ("Gemm", m[1])),
+    (r"wgmma_wait<(\d)>", lambda m, n: ("WgmmaWait", int(m[1]))),
+    (
+        r"mask_scores\(.*, (n|\(n [+-] \d+\)) \* kBlockN",
+        lambda m, n: ("mask", eval(m[1], {"n": n})),
+    ),
+    (r"fa3gen::convert<Element>\(tSr", lambda m, n: ("convert",)),
+    (r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize)\(", lambda m, n: (m[1],)),
+    (r"store_operand<", lambda m, n: ("StageOut", "P")),
+    (r"store_matrix\(", lambda m, n: ("StageOut", "O")),
+    (r"tma_store<", lambda m, n: ("TmaStore",)),
+]
+
+
+@dataclass
+class Block:
+    """A statement, or a loop or branch with its body."""
+
+    head: str
+    body: list[Block] = field(default_factory=list)
+
+
+def parsed(text: str) -> list[Block]:
+    """The statements of a text up to the brace that closes it."""
+    text = re.sub(r"//[^\n]*|#pragma[^\n]*", "", text)
+    stack: list[list[Block]] = [[]]
+    for part in re.findall(r"\s*for \([^)]*\) \{|[^;{}]*\{\}?;|[^;{}]+[;{]|\}", text):
+        part = " ".join(part.split())
+        if part == "}":
+            if len(stack) == 1:
+                break
+            stack.pop()
+        elif part.endswith("{"):
+            stack[-1].append(Block(part))
+            stack.append(stack[-1][-1].body)
+        else:
+            stack[-1].append(Block(part))
+    return stack[0]
+
+
+class _LastWorkError(Exception):
+    """Leaves the loop over work tiles."""
+
+
+@dataclass
+class Walk:
+    """Walks a role's text over the CTA's work tiles."""
+
+    program_work: list[TileRange]
+    peeled: int
+    lag: int
+    consumer: int
+    names: dict[str, Any] = field(default_factory=dict)
+    works: int = 0  # begun
+
+    def run(self, blocks: list[Block]) -> Iterator[Happening]:
+        taken = False  # whether the branch before was
+        for block in blocks:
+            head = block.head
+            if head.startswith("for (int index") or head == "for (;;) {":
+                yield from self._each_work(block, static="int index" in head)
+            elif head.startswith("for ("):
+                condition = head.split(";")[1]
+                while self._holds(condition):
+                    yield from self.run(block.body)
+                    self.names["n"] -= 1
+            elif head.startswith("if ("):
+                taken = self._holds(head[len("if (") : head.rindex(")")])
+                yield from self.run(block.body) if taken else ()
+            elif head == "else {":
+                yield from self.run(block.body) if not taken else ()
+            elif head.endswith("{"):
+                yield from ()  # a lambda
+            else:
+                yield from self._statement(head)
+
+    def _each_work(self, block: Block, static: bool) -> Iterator[Happening]:
+        if static:
+            for _ in self.program_work:
+                self._begin()
+                yield from self.run(block.body)
+            return
+        try:
+            while True:
+                self._begin()
+                yield from self.run(block.body)
+        except _LastWorkError:
+            return
+
+    def _begin(self) -> None:
+        self.names["index"] = self.works
+        if self.works < len(self.program_work):
+            tiles = self.program_work[self.works]
+
+            def late(tile: int) -> int:
+                return max(tile - self.lag, tiles.begin)
+
+            self.names["kv"] = SimpleNamespace(
+                begin=tiles.begin,
+                full_begin=late(tiles.full_begin),
+                full_end=late(tiles.full_end),
+                end=tiles.end,
+            )
+            self.names["n"] = tiles.end - 1
+        self.works += 1
+
+    def _holds(self, condition: str) -> bool:
+        names = {
+            "params": SimpleNamespace(work_tiles=len(self.program_work)),
+            "consumer": self.consumer,
+            "elected": True,
+        }
+        return bool(eval(condition.replace("&&", " and "), {**names, **self.names}))
+
+    def _statement(self, text: str) -> Iterator[Happening]:
+        if text == "--n;":
+            self.names["n"] -= 1
+        if text == "break;":
+            raise _LastWorkError
+        for form, make in _FORMS:
+            if match := re.search(form, text):
+                yield make(match, self.names.get("n"))
+                return
+
+
+def role_text(kernel: str, role: str) -> str:
+    """The body of a role's branch."""
+    if role == "producer":
+        start = kernel.index("if (threadIdx.x == 0) {", kernel.index("// TMA warpgroup"))
+        return kernel[kernel.index("{", start) + 1 :]
+    start = kernel.index("auto const kept")
+    return kernel[kernel.index("};", start) + 2 :]
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *KNOBS])
+def test_the_text_does_what_the_program_says(name: str) -> None:
+    schedule = schedule_of(name)
+    program = lower(schedule)
+    kernel = render(schedule).device
+    right = schedule.bounds.masks_right
+    for tiles in range(8):
+        full_end = max(tiles - (2 if right else 1), 0)
+        shape = TileRange(0, min(1, full_end), full_end, tiles)
+        if not schedule.bounds.masks_left:
+            shape = TileRange(0, 0, full_end, tiles)
+        work = [
+            shape.at_least(program.peeled),
+            TileRange(0, 0, 0, 0),
+            shape.at_least(program.peeled),
+        ]
+        for role in program.roles:
+            for instance in range(role.instances):
+                walk = Walk(work, program.peeled, program.lag, instance)
+                said = list(walk.run(parsed(role_text(kernel, role.name))))
+                events = flatten(program, role, instance, work)
+                wanted = [h for h in (meant(event, work) for event in events) if h is not None]
+                assert said == wanted, (name, tiles, role.name, instance)
