@@ -32,6 +32,7 @@ _WORKING_REGISTERS = 26
 _CLAIM_REGISTERS = 4  # more where work tiles are claimed
 _FIXED_STAGE_REGISTERS = 20  # more with one stage: ptxas keeps its descriptors through the loop
 _TWO_SCORES_REGISTERS = 32  # more with two tiles of scores: ptxas cannot pack all its blocks
+_STAGING_REGISTERS = 6  # more where P is written to shared memory
 _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
 _PRODUCT_REGISTERS = (
@@ -69,6 +70,8 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     extra += _CLAIM_REGISTERS if setting.persistence is Persistence.DYNAMIC else 0
     extra += _FIXED_STAGE_REGISTERS if setting.stages == 1 else 0
     extra += _TWO_SCORES_REGISTERS * (setting.score_tiles - 1)
+    extra += max(product_dim(spec.head_dim.qk) - 128, 0) // 16  # descriptors of more k blocks
+    extra += _STAGING_REGISTERS if setting.p_shared else 0
     extra += 0 if setting.specialized else _LOADING_REGISTERS
     rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
     return {
@@ -103,12 +106,13 @@ def shared_needs(
     }
 
 
-def producer_needs(persistence: Persistence, bounds: KeyBounds) -> int:
-    """Registers of the producer: addresses and cursors, its claim, bounds beyond affine ones."""
+def producer_needs(persistence: Persistence, bounds: KeyBounds, stages: int) -> int:
+    """Registers of the producer: addresses and cursors, its claim (ptxas keeps more beside rings of
+    one stage), bounds beyond affine ones."""
     ends = (bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end)
     hard = any(end is not None and end.has(FloorDiv, sympy.Min, sympy.Max) for end in ends)
     claims = persistence is Persistence.DYNAMIC
-    return HOPPER.min_registers + HOPPER.register_step * (claims + hard)
+    return HOPPER.min_registers + HOPPER.register_step * (claims + (claims and stages == 1) + hard)
 
 
 def launch_registers(warpgroups: int) -> int:

@@ -33,10 +33,11 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
     _check_supported(spec)
     overlap = knobs.overlap or 2
     persistence = _persistence(spec, bounds)
+    stages = knobs.pipeline_depth or 2
     setting = Setting(
-        knobs.pipeline_depth or 2,
+        stages,
         persistence,
-        producer_needs(persistence, bounds),
+        producer_needs(persistence, bounds, stages),
         score_tiles=max(overlap - 1, 1),
         p_shared=knobs.p_operand is POperand.SHARED,
         specialized=knobs.warp_specialized is not False,

@@ -61,17 +61,20 @@ __device__ __forceinline__ void wgmma_fence() {
 }
 
 // Issue C (+)= A B over kBlocks k blocks, both operands in shared memory.
+// NOTES: an earlier fence may cover C already, but ptxas puts one of its own before a product that
+// reads registers (C7519), and where it cannot it serialises every wgmma of the kernel (C7520).
 template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
 __device__ __forceinline__ void issue_gemm(A const& a, B const& b, int stage_units, C& c) {
+  if constexpr (kAccumulate == Accumulate::kYes) {
+    wgmma_fence();
+  }
 #pragma unroll
   for (int k = 0; k < kBlocks; ++k) {
     Product::issue(c.data(), a(k), b(k, stage_units), kAccumulate == Accumulate::kYes || k > 0);
   }
 }
 
-// Issue C (+)= A B with A in registers, (4 registers, k blocks).
-// NOTES: an earlier fence may cover A and C already, but ptxas puts one of its own before a product that
-// reads registers (C7519), and where it cannot it serialises every wgmma of the kernel (C7520).
+// Issue C (+)= A B with A in registers, (4 registers, k blocks). Fenced as above.
 template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
 __device__ __forceinline__ void issue_gemm_registers(A const& a, B const& b, int stage_units,
                                                      C& c) {
