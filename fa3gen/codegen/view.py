@@ -83,7 +83,8 @@ class ProductView:
     accumulators: tuple[range, ...]
     operands: str
     predicate: int  # operand number of the accumulate flag
-    a_in_registers: bool
+    a_type: str
+    a_constraints: str  # of the asm statement
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,10 @@ def _products(program: Program) -> tuple[ProductView, ...]:
                 accumulators=tuple(range(i, min(i + 8, count)) for i in range(0, count, 8)),
                 operands=operands,
                 predicate=count + (5 if a_in_registers else 2),
-                a_in_registers=a_in_registers,
+                a_type="uint32_t const*" if a_in_registers else "uint64_t",
+                a_constraints=", ".join(f'"r"(a[{i}])' for i in range(4))
+                if a_in_registers
+                else '"l"(a)',
             )
         )
     return tuple(views)

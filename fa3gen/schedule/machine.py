@@ -17,6 +17,7 @@ from typing import Any
 from fa3gen.errors import VerificationError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.flatten import Event, flatten
+from fa3gen.schedule.needs import launch_registers
 from fa3gen.schedule.program import (
     Arrive,
     Calc,
@@ -83,10 +84,7 @@ class Machine:
         monitor: Monitor | None = None,
     ) -> None:
         self.program, self.work, self.domain, self.monitor = program, work, domain, monitor
-        warpgroups = program.threads // HOPPER.warpgroup
-        lanes = HOPPER.registers // HOPPER.warpgroup
-        step = HOPPER.register_step
-        launch = min(lanes // warpgroups // step * step, HOPPER.max_registers)
+        launch = launch_registers(program.threads // HOPPER.warpgroup)
         self.spare_registers = 0
         self.agents = [
             Agent(

@@ -35,9 +35,7 @@ _TWO_SCORES_REGISTERS = 32  # more with two tiles of scores: ptxas cannot pack a
 _STAGING_REGISTERS = 6  # more where P is written to shared memory
 _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
-_PRODUCT_REGISTERS = (
-    30  # of one wgmma beside its accumulator: ptxas wants them within those at entry
-)
+_PRODUCT_REGISTERS = 30  # of one wgmma beside its accumulator, all within those at entry
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
