@@ -193,9 +193,12 @@ def _load_sdpa(backend: SDPBackend) -> Prepare:
 
 
 def _load_flex() -> Prepare:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    try:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled = torch.compile(flex_attention)
+        compiled = torch.compile(flex_attention)
+    except ImportError as error:
+        raise UnavailableError(f"torch.compile does not work here: {error}") from error
 
     def prepare(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Run:
         keep = reference_mask(problem.facts.mask)

@@ -14,7 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["geometric_mean", "main", "ratio", "render", "tflops"]
+__all__ = [
+    "geometric_mean",
+    "header",
+    "is_right",
+    "main",
+    "number",
+    "ratio",
+    "render",
+    "speed",
+    "table_line",
+    "tflops",
+]
 
 _OURS = "fa3gen"
 _ABSENT = "–"  # noqa: RUF001  (the sign of an empty cell)
@@ -30,7 +41,7 @@ def tflops(row: Row, name: str) -> float | None:
 def ratio(row: Row, peer: str) -> float | None:
     """fa3gen's speed over the peer's (above 1: faster); None if either is missing or wrong."""
     ours, theirs = row["ms"].get(_OURS), row["ms"].get(peer)
-    if ours is None or theirs is None or not (_right(row, _OURS) and _right(row, peer)):
+    if ours is None or theirs is None or not (is_right(row, _OURS) and is_right(row, peer)):
         return None
     return float(theirs) / float(ours)
 
@@ -47,12 +58,13 @@ def render(results: Mapping[str, Any]) -> str:
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["op"], row["variant"], row["dtype"]), []).append(row)
-    parts = [_header(results["meta"])]
+    parts = [header(results["meta"])]
     parts += [_section(" ".join(key), members) for key, members in groups.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _header(meta: Mapping[str, Any]) -> str:
+def header(meta: Mapping[str, Any]) -> str:
+    """The facts of a run as a list: GPU, versions, clocks, command, what its columns mean."""
     versions = [
         f"{label} {meta[key]}"
         for key, label in (("driver", "driver"), ("cuda", "CUDA"), ("torch", "torch"))
@@ -86,8 +98,8 @@ def _section(title: str, rows: Sequence[Row]) -> str:
     names.sort(key=lambda name: name != _OURS)  # ours first, the others in order of appearance
     peers = names[1:] if _OURS in names else []
     columns = ["d", "mask", "B", "heads", "Sq", "Sk", *names, *(f"x/{peer}" for peer in peers)]
-    lines = [_line(columns), _line("---:" for _ in columns)]
-    lines += [_line(_cells(row, names, peers)) for row in rows]
+    lines = [table_line(columns), table_line("---:" for _ in columns)]
+    lines += [table_line(_cells(row, names, peers)) for row in rows]
     masks = list(dict.fromkeys(row["mask"] for row in rows))
     groups = [(mask, [row for row in rows if row["mask"] == mask]) for mask in masks]
     if len(masks) > 1:
@@ -95,7 +107,7 @@ def _section(title: str, rows: Sequence[Row]) -> str:
     for label, members in groups if peers else ():
         means = (geometric_mean(_ratios(members, peer)) for peer in peers)
         blank = [""] * (4 + len(names))
-        lines.append(_line(["**mean**", label, *blank, *(_number(m, 3) for m in means)]))
+        lines.append(table_line(["**mean**", label, *blank, *(number(m, 3) for m in means)]))
     return f"### {title}\n\n" + "\n".join(lines)
 
 
@@ -103,14 +115,16 @@ def _cells(row: Row, names: Sequence[str], peers: Sequence[str]) -> list[str]:
     d = f"{row['d']}" if row["d"] == row["dv"] else f"{row['d']}/{row['dv']}"
     heads = f"{row['Hq']}" if row["Hq"] == row["Hk"] else f"{row['Hq']}/{row['Hk']}"
     cells = [d, row["mask"], row["B"], heads, row["Sq"], row["Sk"]]
-    speeds = [
-        _number(tflops(row, name), 0) + ("" if _right(row, name) else " **wrong**")
-        for name in names
-    ]
-    return [*map(str, cells), *speeds, *(_number(ratio(row, peer), 3) for peer in peers)]
+    speeds = [speed(row, name) for name in names]
+    return [*map(str, cells), *speeds, *(number(ratio(row, peer), 3) for peer in peers)]
 
 
-def _right(row: Row, name: str) -> bool:
+def speed(row: Row, name: str) -> str:
+    """A contender's cell: TFLOP/s, marked where its output is wrong."""
+    return number(tflops(row, name), 0) + ("" if is_right(row, name) else " **wrong**")
+
+
+def is_right(row: Row, name: str) -> bool:
     """Whether the contender's output passed the error rule (an absent one did not fail it)."""
     return bool(row.get("error", {}).get(name, {}).get("ok", True))
 
@@ -119,11 +133,13 @@ def _ratios(rows: Iterable[Row], peer: str) -> list[float]:
     return [value for value in (ratio(row, peer) for row in rows) if value is not None]
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A figure with ``digits`` decimals, or the sign of an empty cell."""
     return _ABSENT if value is None else f"{value:.{digits}f}"
 
 
-def _line(cells: Iterable[str]) -> str:
+def table_line(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -38,7 +38,16 @@ from fa3gen.bench.timing import ClockSampler, CudaTimer, Timer, gpu_facts
 from fa3gen.errors import InputError
 from fa3gen.runtime.reference import ErrorReport, make_reference, reference_mask
 
-__all__ = ["OURS", "main", "run_bench"]
+__all__ = [
+    "OURS",
+    "load_contenders",
+    "main",
+    "names",
+    "numbers",
+    "run_bench",
+    "schedule_text",
+    "time_problem",
+]
 
 OURS = "fa3gen"
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -69,27 +78,44 @@ def run_bench(
     with ``error`` (the error report) and ``ms`` (milliseconds a call) by contender.
     """
     named = dict(ops) if isinstance(ops, Mapping) else {OURS: ops}
-    contenders, skipped = _load(named, against)
+    contenders, skipped = load_contenders(named, against)
     timer = timer or CudaTimer()
     rows = []
     problems = grid(facts, tuple(lengths), tokens=tokens, heads=heads, kv_heads=kv_heads)
     with ClockSampler() as clocks:
         for seed, problem in enumerate(problems):
-            q, k, v = problem.inputs(device, seed)
-            runs, errors, reasons = _judge_all(problem, contenders, (q, k, v))
-            skipped.update(reasons)
-            with clocks.window():
-                times = timer(runs)
-            row = _describe(problem, device)
-            row["schedule"] = _schedule(next(iter(named.values())))
-            row["error"] = {name: report.to_json() for name, report in errors.items()}
-            rows.append({**row, "ms": times})
+            row, reasons = time_problem(
+                problem, contenders, timer, clocks, device=device, seed=seed
+            )
+            skipped |= {f"{name}, S={problem.seqlen_k}": text for name, text in reasons.items()}
+            rows.append({**row, "schedule": schedule_text(next(iter(named.values())))})
     date = datetime.now(timezone.utc).date().isoformat()
     meta: dict[str, Any] = {**gpu_facts(), "clocks": clocks.summary(), "command": command}
     return {"meta": {**meta, "date": date, "skipped": skipped}, "rows": rows}
 
 
-def _load(
+def time_problem(
+    problem: Problem,
+    contenders: Sequence[Contender],
+    timer: Timer,
+    clocks: ClockSampler,
+    *,
+    device: torch.device | str,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Judge and time the contenders on one problem, interleaved.
+
+    Returns a row without its ``schedule``, and why by name of each contender that is not in it.
+    """
+    inputs = problem.inputs(device, seed)
+    runs, errors, reasons = _judge_all(problem, contenders, inputs)
+    with clocks.window():
+        times = timer(runs)
+    reports = {name: report.to_json() for name, report in errors.items()}
+    return {**_describe(problem, device), "error": reports, "ms": times}, reasons
+
+
+def load_contenders(
     ops: Mapping[str, Callable[..., Any]], against: Sequence[str]
 ) -> tuple[list[Contender], dict[str, str]]:
     """The contenders, ours first, and the reasons of the peers that are not here."""
@@ -124,7 +150,7 @@ def _judge_all(
             if contender.ours:
                 raise
             reason = str(error).strip() or type(error).__name__
-            skipped[f"{contender.name}, S={problem.seqlen_k}"] = reason.splitlines()[0]
+            skipped[contender.name] = reason.splitlines()[0]
         else:
             runs[contender.name] = run
     return runs, errors, skipped
@@ -135,7 +161,7 @@ def _leave_nan_behind(like: Tensor) -> None:
     torch.full((like.numel(),), math.nan, dtype=torch.bfloat16, device=like.device)
 
 
-def _schedule(op: Callable[..., Any]) -> str | None:
+def schedule_text(op: Callable[..., Any]) -> str | None:
     """What an op's artifact says of its schedule, None of an op without one."""
     artifact = getattr(op, "artifact", None)
     if artifact is None:
@@ -173,8 +199,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--mask", required=True, help="mask text of the spec, such as causal")
     parser.add_argument("--variant", default="plain", help="label of the rows")
-    parser.add_argument("--lengths", type=_numbers, default=list(_LENGTHS))
-    parser.add_argument("--against", type=_names, default=[], help=", ".join(PEERS))
+    parser.add_argument("--lengths", type=numbers, default=list(_LENGTHS))
+    parser.add_argument("--against", type=names, default=[], help=", ".join(PEERS))
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a call")
     parser.add_argument("--heads", type=int, help="query heads (2048 / d)")
     parser.add_argument("--kv-heads", type=int, help="KV heads (as many)")
@@ -183,11 +209,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def numbers(text: str) -> list[int]:
+    """The integers of an option, joined by commas."""
+    return [int(part) for part in names(text)]
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """The words of an option, joined by commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
