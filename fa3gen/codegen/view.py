@@ -130,6 +130,17 @@ class KernelView:
     turns: dict[str, str]  # by segment, while there is another turn of its loop
     banner: tuple[str, ...]
 
+    def stage_elements(self, buffer: str, cursor: str) -> str:
+        """What to add to a buffer's address for the stage of a cursor; nothing if it has one."""
+        if self.buffers[buffer].stages == 1:
+            return ""
+        return f" + {cursor.lower()}.stage * kStage{buffer}"
+
+    def stage_units(self, buffer: str, cursor: str) -> str:
+        """The same in units of matrix descriptors."""
+        elements = self.stage_elements(buffer, cursor)
+        return f"{elements} / kUnit" if elements else ""
+
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
         return f"(n {'+' if tiles > 0 else '-'} {abs(tiles)})" if tiles else "n"
@@ -296,7 +307,7 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("mask", spec.mask),
         ("work tile", f"{tiling.block_m} queries by {tiling.block_n} keys a step"),
         ("warpgroups", f"{loader}, {tiling.warpgroups} consumers of 64 queries"),
-        ("rings", f"{tiling.stages} stages of K, {tiling.stages} of V"),
+        ("rings", f"{program.buffer('Q').stages} of Q, {tiling.stages} of K, {tiling.stages} of V"),
         ("overlap", _OVERLAP[tiling.overlap]),
         ("P", "through shared memory" if tiling.p_shared else "in registers"),
         ("ping-pong", "consumers take turns on the tensor core" if tiling.pingpong else "off"),

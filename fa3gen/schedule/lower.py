@@ -27,6 +27,7 @@ from fa3gen.errors import GraphError
 from fa3gen.ir.ops import GemmPV, GemmQK, Mask
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Prefetch, Turn
+from fa3gen.schedule.memory import releases_q_early
 from fa3gen.schedule.needs import product_dim
 from fa3gen.schedule.program import (
     Advance,
@@ -194,17 +195,23 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
                     free = ("K",) if index and not drains else ()
                     load(range(index + 1, depth + 1) if drains else range(index + 1), free)
 
+    early = _q_is_released_early(schedule, memory)
+    late = ("V",) if schedule.lag else ()  # a late softmax has K released after an older tile's V
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():
         emit.append(*_claim(schedule))
         with emit.if_tiles():
             steps(Segment.FIRST, range(min(depth, 1)))
-        emit.load("Q", sizes["Q"])
-        with emit.if_tiles():
-            steps(Segment.FIRST, range(1, depth))
-            with emit.for_tiles(Segment.ALL):
-                # a late softmax has K released after an older tile's V
-                load(range(depth + 1), ("V",) if schedule.lag else ())
+            if early:
+                emit.load("Q", sizes["Q"], free=not _q_is_guarded(memory))
+                with emit.for_tiles(Segment.ALL):
+                    load(range(depth + 1), late)
+        if not early:
+            emit.load("Q", sizes["Q"])
+            with emit.if_tiles():
+                steps(Segment.FIRST, range(1, depth))
+                with emit.for_tiles(Segment.ALL):
+                    load(range(depth + 1), late)
         if schedule.tiling.persistence is Persistence.DYNAMIC:  # as late as hides the answer
             emit.append(ClaimAhead())
         with emit.if_tiles():
@@ -259,6 +266,9 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         prefetch=None if tiling.specialized else Prefetch(tiling.stages, sizes),
     )
     turn = Turn("turn", 2 * HOPPER.warpgroup) if tiling.pingpong else None
+    early = _q_is_released_early(schedule, memory)
+    arrival = (Arrive("Q_empty", "Q", Executor.EACH_WARP),) if _q_is_guarded(memory) else ()
+    release = (*arrival, Advance("Q"))
 
     _set_registers(emit, registers.consumer, registers.launch)
     if turn is not None:  # the last consumer opens the first one's turn
@@ -270,11 +280,13 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         if not tiling.specialized:
             emit.load_first()
         emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
-        emit.acquire("Q")
+        if not early:
+            emit.acquire("Q")
         with emit.if_tiles():
-            _kv_tiles(emit, schedule, turn)
-        if not over_q:
-            emit.append(Arrive("Q_empty", "Q", Executor.EACH_WARP), Advance("Q"))
+            emit.acquire("Q")
+            _kv_tiles(emit, schedule, turn, release if early else ())
+        if not early and not over_q:
+            emit.append(*release)
         _store(emit, over_q)
         emit.awaited.discard("Q")
     if not over_q:
@@ -285,8 +297,21 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     )
 
 
-def _kv_tiles(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
-    """Prologue, one steady loop a segment, drain."""
+def _q_is_released_early(schedule: Schedule, memory: MemoryPlan) -> bool:
+    """Whether Q is released after its last product, and loaded only if there is one; not where O is
+    staged over it."""
+    return releases_q_early(schedule.tiling) and memory.buffer("O").over is None
+
+
+def _q_is_guarded(memory: MemoryPlan) -> bool:
+    """Whether loads of Q wait for its release; else those of K before them wait long enough."""
+    return any(barrier.name == "Q_empty" for barrier in memory.barriers)
+
+
+def _kv_tiles(
+    emit: Emitter, schedule: Schedule, turn: Turn | None, release: tuple[Instruction, ...]
+) -> None:
+    """Prologue, one steady loop a segment, drain; Q's ``release`` in between."""
     depth, bounds, count = schedule.depth, schedule.bounds, schedule.score_tiles
     if depth:
         with emit.for_tiles(Segment.FIRST):
@@ -306,6 +331,7 @@ def _kv_tiles(emit: Emitter, schedule: Schedule, turn: Turn | None) -> None:
         loop(Segment.FULL, False)
         if bounds.masks_left:
             loop(Segment.LEFT, True)
+    emit.append(*release)  # every product that reads Q has retired
     if depth:
         _drain(emit, schedule, turn)
 

@@ -1,5 +1,7 @@
 """Passes 3 and 4: shared-memory and register plans.
 
+Q has two stages if there is room, so that the next work tile's arrives while this one's is read.
+
 O is staged apart from everything if there is room, so that its store overlaps the next work tile.
 Else it is staged over Q: a warpgroup's rows of Q are read by that warpgroup alone, so no other
 consumer is waited for, but the next Q cannot be loaded before the store has read O.
@@ -28,9 +30,10 @@ from fa3gen.schedule.schedule import (
     RegisterPlan,
     RegisterUse,
     Schedule,
+    Tiling,
 )
 
-__all__ = ["plan_memory", "plan_registers"]
+__all__ = ["plan_memory", "plan_registers", "releases_q_early"]
 
 _WARPS = HOPPER.warpgroup // 32
 
@@ -46,7 +49,7 @@ def plan_memory(schedule: Schedule) -> Schedule:
     buffers: list[BufferPlan] = []
     offset = 0
     for tile, rows, cols, stages in (
-        ("Q", tiling.block_m, qk, 1),
+        ("Q", tiling.block_m, qk, _query_stages(schedule, needs)),
         ("K", tiling.block_n, qk, tiling.stages),
         ("V", tiling.block_n, v, tiling.stages),
         *([("P", tiling.block_m, padded_dim(tiling.block_n, spec.dtype), 1)] * tiling.p_shared),
@@ -60,27 +63,56 @@ def plan_memory(schedule: Schedule) -> Schedule:
     if tiling.persistence is Persistence.DYNAMIC:  # the number of the work tile at hand
         buffers.append(BufferPlan("Work", offset, 1, 1, DType.INT32, 1, None))
         offset += HOPPER.word_alignment
-    barriers = _barriers(buffers, offset, tiling.warpgroups)
+    barriers = _barriers(buffers, offset, tiling)
     end = offset + sum(barrier.stages for barrier in barriers) * HOPPER.mbarrier_bytes
     return replace(schedule, memory=MemoryPlan(tuple(buffers), barriers, end))
 
 
-def _barriers(buffers: list[BufferPlan], offset: int, warpgroups: int) -> tuple[BarrierPlan, ...]:
+def releases_q_early(tiling: Tiling) -> bool:
+    """Whether Q is released after its last product rather than last of all; not where that release
+    tells the loading thread that every ring is free."""
+    return tiling.specialized and tiling.overlap < 3
+
+
+def _query_stages(schedule: Schedule, needs: dict[str, int]) -> int:
+    """Two, so that the next work tile's Q arrives while this one's is read, if there is room."""
+    tiling = schedule.tiling
+    follows = releases_q_early(tiling) and tiling.persistence is not Persistence.NONE
+    room = sum(needs.values()) + needs["Q"] <= HOPPER.shared_bytes
+    return 2 if follows and room else 1
+
+
+def _barriers(buffers: list[BufferPlan], offset: int, tiling: Tiling) -> tuple[BarrierPlan, ...]:
     """A full and an empty mbarrier for each stage of each buffer that the producer fills.
 
     A full barrier gets one arrival, with TMA's bytes; an empty one that of every consumer warp, but
-    of each warpgroup's storing thread alone where O lies over the buffer.
+    of each warpgroup's storing thread alone where O lies over the buffer. Q needs no empty barrier
+    where its stage is free anyway: a work tile's first K goes before its Q, and where work tiles
+    are claimed, none is given out before the one before has been read.
     """
     over = {buffer.over for buffer in buffers}
     plans = []
     for buffer in buffers:
         if buffer.tile in ("P", "O"):
             continue  # the consumers fill them
-        readers = warpgroups * (1 if buffer.tile in over else _WARPS)
+        readers = tiling.warpgroups * (1 if buffer.tile in over else _WARPS)
+        unguarded = buffer.tile == "Q" and _q_is_free(buffers, tiling)
         for name, arrivals in ((f"{buffer.tile}_full", 1), (f"{buffer.tile}_empty", readers)):
+            if unguarded and name == "Q_empty":
+                continue
             plans.append(BarrierPlan(name, offset, buffer.stages, arrivals))
             offset += buffer.stages * HOPPER.mbarrier_bytes
     return tuple(plans)
+
+
+def _q_is_free(buffers: list[BufferPlan], tiling: Tiling) -> bool:
+    """Whether the stage that a work tile's Q goes to is free by the time it is loaded, because what
+    the producer waited for before came after all products with what it held."""
+    stages = {buffer.tile: buffer.stages for buffer in buffers}
+    over_q = any(buffer.over == "Q" for buffer in buffers)
+    behind_claim = tiling.persistence is Persistence.DYNAMIC and stages["Q"] > 1
+    behind_k = stages["Q"] >= stages["K"]
+    return releases_q_early(tiling) and not over_q and (behind_claim or behind_k)
 
 
 def plan_registers(schedule: Schedule) -> Schedule:

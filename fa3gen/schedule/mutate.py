@@ -213,6 +213,8 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "loads into stages that are free in another order"
         if any(all(isinstance(i, _PRIVATE) for i in side) for side in (first, second)):
             return "passes private work that shares nothing with it"
+        if all(isinstance(i, Expect) and _is_free_before(program, i) for i in second):
+            return "announces a tile whose stage was free before"
         turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
         if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
             return "takes the turn before waiting for a stage: the order of products is for speed"
@@ -223,6 +225,15 @@ def harmless(program: Program, swap: Swap) -> str | None:
         if _released_later(program, site, swap.second.cursor):
             return "a later release of the work tile covers it"
     return None
+
+
+def _is_free_before(program: Program, expect: Expect) -> bool:
+    """Whether the stage of a load without an empty barrier is free before the waits beside it: once
+    its work tile is claimed, or with more stages than K has."""
+    if any(barrier.name == f"{expect.cursor}_empty" for barrier in program.barriers):
+        return False
+    claims = any(buffer.name == "Work" for buffer in program.buffers)
+    return claims or program.buffer(expect.cursor).stages > program.buffer("K").stages
 
 
 _PRIVATE = (Advance, Calc, ClaimAhead, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)

@@ -6,12 +6,12 @@
 //   mask        causal
 //   work tile   128 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
-//   rings       2 stages of K, 2 of V
+//   rings       2 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
 //   grid        a CTA claims its next work tile from a counter
-//   shared      196720 bytes
+//   shared      229488 bytes
 //   registers   producer 40, consumers 232
 #include <cuda.h>
 
@@ -45,21 +45,21 @@ constexpr int kThreads = 384;
 constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 2;
 constexpr int kChunksV = 2;
-constexpr int kQOffset = 0;  // 128 x 128
-constexpr int kKOffset = 32768;  // 128 x 128, 2 stages
-constexpr int kVOffset = 98304;  // 128 x 128, 2 stages
-constexpr int kOOffset = 163840;  // 128 x 128
-constexpr int kWorkOffset = 196608;  // 1 x 1
-constexpr int kQFullOffset = 196624;
-constexpr int kQEmptyOffset = 196632;
-constexpr int kKFullOffset = 196640;
-constexpr int kKEmptyOffset = 196656;
-constexpr int kVFullOffset = 196672;
-constexpr int kVEmptyOffset = 196688;
-constexpr int kWorkFullOffset = 196704;
-constexpr int kWorkEmptyOffset = 196712;
-constexpr int kSharedBytes = 196720;
-constexpr int kStageK = kBlockN * kChunksQK * kChunk;  // elements
+constexpr int kQOffset = 0;  // 128 x 128, 2 stages
+constexpr int kKOffset = 65536;  // 128 x 128, 2 stages
+constexpr int kVOffset = 131072;  // 128 x 128, 2 stages
+constexpr int kOOffset = 196608;  // 128 x 128
+constexpr int kWorkOffset = 229376;  // 1 x 1
+constexpr int kQFullOffset = 229392;
+constexpr int kKFullOffset = 229408;
+constexpr int kKEmptyOffset = 229424;
+constexpr int kVFullOffset = 229440;
+constexpr int kVEmptyOffset = 229456;
+constexpr int kWorkFullOffset = 229472;
+constexpr int kWorkEmptyOffset = 229480;
+constexpr int kSharedBytes = 229488;
+constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
+constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
 static_assert(kSharedBytes <= 232448, "a CTA of sm_90 has 227 KB of dynamic shared memory");
@@ -160,8 +160,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
   Element* const sV = reinterpret_cast<Element*>(shared + kVOffset);
   Element* const sO = reinterpret_cast<Element*>(shared + kOOffset);
   int* const sWork = reinterpret_cast<int*>(shared + kWorkOffset);
-  auto& q_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kQFullOffset);
-  auto& q_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kQEmptyOffset);
+  auto& q_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kQFullOffset);
   auto& k_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kKFullOffset);
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
@@ -175,7 +174,6 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::prefetch_map(tma_v);
     fa3gen::prefetch_map(tma_o);
     fa3gen::init_barriers(q_full, 1);
-    fa3gen::init_barriers(q_empty, 8);
     fa3gen::init_barriers(k_full, 1);
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
@@ -190,7 +188,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     // TMA warpgroup: one thread loads Q, K and V
     fa3gen::shrink_registers<40>();
     if (threadIdx.x == 0) {
-      fa3gen::Ring<1> q;
+      fa3gen::Ring<2> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
       fa3gen::Ring<1> work;
@@ -217,14 +215,10 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
           --n;
-        }
-        fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
-        fa3gen::expect_bytes(q_full[q.stage], 32768);
-        fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
-            tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
-        q.advance();
-
-        if (kv.begin < kv.end) {
+          fa3gen::expect_bytes(q_full[q.stage], 32768);
+          fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
+              tma_q, q_full[q.stage], sQ + q.stage * kStageQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
+          q.advance();
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
@@ -280,7 +274,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     };
     auto const kept = [&](int row, int k) { return keep(row, k, params); };
 
-    fa3gen::Ring<1> q;
+    fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
     fa3gen::Ring<1> work;
@@ -302,16 +296,16 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 
       clear(tOrO);
       rows.clear();
-      fa3gen::wait_barrier(q_full[q.stage], q.parity);
 
       if (kv.begin < kv.end) {
+        fa3gen::wait_barrier(q_full[q.stage], q.parity);
         // The tile with the last key.
         fa3gen::wait_barrier(k_full[k.stage], k.parity);
         fa3gen::pin(tOrO);
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tSrS);
@@ -332,10 +326,10 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
           fa3gen::wgmma_wait<1>();
@@ -363,10 +357,10 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
           fa3gen::wgmma_wait<1>();
@@ -384,6 +378,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::update_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
         }
+        q.advance();
 
         // What is owed to the last tile visited.
         fa3gen::wait_barrier(v_full[v.stage], v.parity);
@@ -391,15 +386,13 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tOrO);
         fa3gen::arrive_each_warp(v_empty[v.stage]);
         v.advance();
       }
-      fa3gen::arrive_each_warp(q_empty[q.stage]);
-      q.advance();
 
       // O / row_sum, and the rows' log-sum-exp.
       fa3gen::normalize(output, rows, params.scale_log2, lse);

@@ -15,7 +15,7 @@ constexpr fa3gen::host::ForwardKernel kKernel{
     .head_dim_v = 64,
     .block_m = 192,
     .threads = 512,
-    .smem_bytes = 114800,
+    .smem_bytes = 139376,
     .cta_per_sm = 1,
     .persistent = true,
     .claims = true,

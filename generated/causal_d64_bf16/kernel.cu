@@ -6,12 +6,12 @@
 //   mask        causal
 //   work tile   192 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 3 consumers of 64 queries
-//   rings       2 stages of K, 2 of V
+//   rings       2 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
 //   grid        a CTA claims its next work tile from a counter
-//   shared      114800 bytes
+//   shared      139376 bytes
 //   registers   producer 32, consumers 160
 #include <cuda.h>
 
@@ -45,21 +45,21 @@ constexpr int kThreads = 512;
 constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 1;
 constexpr int kChunksV = 1;
-constexpr int kQOffset = 0;  // 192 x 64
-constexpr int kKOffset = 24576;  // 128 x 64, 2 stages
-constexpr int kVOffset = 57344;  // 128 x 64, 2 stages
-constexpr int kOOffset = 90112;  // 192 x 64
-constexpr int kWorkOffset = 114688;  // 1 x 1
-constexpr int kQFullOffset = 114704;
-constexpr int kQEmptyOffset = 114712;
-constexpr int kKFullOffset = 114720;
-constexpr int kKEmptyOffset = 114736;
-constexpr int kVFullOffset = 114752;
-constexpr int kVEmptyOffset = 114768;
-constexpr int kWorkFullOffset = 114784;
-constexpr int kWorkEmptyOffset = 114792;
-constexpr int kSharedBytes = 114800;
-constexpr int kStageK = kBlockN * kChunksQK * kChunk;  // elements
+constexpr int kQOffset = 0;  // 192 x 64, 2 stages
+constexpr int kKOffset = 49152;  // 128 x 64, 2 stages
+constexpr int kVOffset = 81920;  // 128 x 64, 2 stages
+constexpr int kOOffset = 114688;  // 192 x 64
+constexpr int kWorkOffset = 139264;  // 1 x 1
+constexpr int kQFullOffset = 139280;
+constexpr int kKFullOffset = 139296;
+constexpr int kKEmptyOffset = 139312;
+constexpr int kVFullOffset = 139328;
+constexpr int kVEmptyOffset = 139344;
+constexpr int kWorkFullOffset = 139360;
+constexpr int kWorkEmptyOffset = 139368;
+constexpr int kSharedBytes = 139376;
+constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
+constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
 static_assert(kSharedBytes <= 232448, "a CTA of sm_90 has 227 KB of dynamic shared memory");
@@ -152,8 +152,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
   Element* const sV = reinterpret_cast<Element*>(shared + kVOffset);
   Element* const sO = reinterpret_cast<Element*>(shared + kOOffset);
   int* const sWork = reinterpret_cast<int*>(shared + kWorkOffset);
-  auto& q_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kQFullOffset);
-  auto& q_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kQEmptyOffset);
+  auto& q_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kQFullOffset);
   auto& k_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kKFullOffset);
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
@@ -167,7 +166,6 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::prefetch_map(tma_v);
     fa3gen::prefetch_map(tma_o);
     fa3gen::init_barriers(q_full, 1);
-    fa3gen::init_barriers(q_empty, 12);
     fa3gen::init_barriers(k_full, 1);
     fa3gen::init_barriers(k_empty, 12);
     fa3gen::init_barriers(v_full, 1);
@@ -182,7 +180,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     // TMA warpgroup: one thread loads Q, K and V
     fa3gen::shrink_registers<32>();
     if (threadIdx.x == 0) {
-      fa3gen::Ring<1> q;
+      fa3gen::Ring<2> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
       fa3gen::Ring<1> work;
@@ -209,14 +207,10 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
           --n;
-        }
-        fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
-        fa3gen::expect_bytes(q_full[q.stage], 24576);
-        fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
-            tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
-        q.advance();
-
-        if (kv.begin < kv.end) {
+          fa3gen::expect_bytes(q_full[q.stage], 24576);
+          fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
+              tma_q, q_full[q.stage], sQ + q.stage * kStageQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
+          q.advance();
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
@@ -272,7 +266,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     };
     auto const kept = [&](int row, int k) { return keep(row, k, params); };
 
-    fa3gen::Ring<1> q;
+    fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
     fa3gen::Ring<1> work;
@@ -294,16 +288,16 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 
       clear(tOrO);
       rows.clear();
-      fa3gen::wait_barrier(q_full[q.stage], q.parity);
 
       if (kv.begin < kv.end) {
+        fa3gen::wait_barrier(q_full[q.stage], q.parity);
         // The tile with the last key.
         fa3gen::wait_barrier(k_full[k.stage], k.parity);
         fa3gen::pin(tOrO);
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tSrS);
@@ -324,10 +318,10 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
           fa3gen::wgmma_wait<1>();
@@ -355,10 +349,10 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
           fa3gen::wgmma_wait<1>();
@@ -376,6 +370,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::update_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
         }
+        q.advance();
 
         // What is owed to the last tile visited.
         fa3gen::wait_barrier(v_full[v.stage], v.parity);
@@ -383,15 +378,13 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tOrO);
         fa3gen::arrive_each_warp(v_empty[v.stage]);
         v.advance();
       }
-      fa3gen::arrive_each_warp(q_empty[q.stage]);
-      q.advance();
 
       // O / row_sum, and the rows' log-sum-exp.
       fa3gen::normalize(output, rows, params.scale_log2, lse);

@@ -15,7 +15,7 @@ constexpr fa3gen::host::ForwardKernel kKernel{
     .head_dim_v = 128,
     .block_m = 128,
     .threads = 384,
-    .smem_bytes = 196688,
+    .smem_bytes = 229456,
     .cta_per_sm = 1,
     .persistent = true,
     .claims = false,

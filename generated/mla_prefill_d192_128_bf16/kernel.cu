@@ -6,7 +6,7 @@
 //   mask        causal
 //   work tile   128 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
-//   rings       2 stages of K, 2 of V
+//   rings       1 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
@@ -59,7 +59,8 @@ constexpr int kVEmptyOffset = 213072;
 constexpr int kWorkFullOffset = 213088;
 constexpr int kWorkEmptyOffset = 213096;
 constexpr int kSharedBytes = 213104;
-constexpr int kStageK = kBlockN * kChunksQK * kChunk;  // elements
+constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
+constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
 static_assert(kSharedBytes <= 232448, "a CTA of sm_90 has 227 KB of dynamic shared memory");
@@ -311,7 +312,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tSrS);
@@ -332,10 +333,10 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
           fa3gen::wgmma_wait<1>();
@@ -363,10 +364,10 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK, k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
           fa3gen::wgmma_wait<1>();
@@ -391,7 +392,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV, v.stage * kStageV / kUnit, tOrO);
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tOrO);

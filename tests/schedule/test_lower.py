@@ -17,6 +17,7 @@ from fa3gen.schedule.flatten import Event, flatten
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.program import (
     BLOCKS,
+    Advance,
     Arrive,
     Calc,
     CalcKind,
@@ -120,6 +121,9 @@ def test_barriers_are_initialised_to_what_arrives(name: str) -> None:
     threads = {Executor.ELECTED: 1, Executor.EACH_WARP: 4, Executor.ALL: 128}
     for ring in ("Q", "K", "V"):
         assert counts[f"{ring}_full"] == 1
+        if f"{ring}_empty" not in counts:
+            assert ring == "Q"  # its stage is free by the time it is loaded
+            continue
         (by,) = {
             i.by
             for i in instructions(prog.role("consumer").body)
@@ -177,10 +181,16 @@ def test_rings_go_round(name: str) -> None:
 
         fills = len(met(produced, Load, full))
         tiles = [tiles.tiles for tiles in work(name)]
-        assert fills == (len(tiles) if ring == "Q" else sum(tiles))
+        # with O staged over Q, a work tile without KV tiles has its turn at Q as well
+        always = bool(schedule(name).memory.buffer("O").over) or len(prog.roles) == 1
+        queries = len(tiles) if always or prog.unroll > 1 else sum(count > 0 for count in tiles)
+        assert fills == (queries if ring == "Q" else sum(tiles))
         turns = [(f % stages, f // stages) for f in range(fills)]
         for where, kind in ((produced, Expect), (produced, Load), (consumed, Wait)):
             assert met(where, kind, full) == turns, (ring, kind)
+        if all(barrier.name != empty for barrier in prog.barriers):
+            assert ring == "Q"
+            continue
         assert met(consumed, Arrive, empty) == turns, ring
         awaited = [(stage, phase - 1) for stage, phase in turns]
         if prog.unroll == 1 and len(prog.roles) == 2:
@@ -309,7 +319,7 @@ def test_o_is_staged_apart_where_it_fits(name: str) -> None:
     prog = program(name)
     assert prog.buffer("O").offset >= prog.buffer("V").offset + prog.buffer("V").bytes
     body = list(instructions(prog.role("consumer").body))
-    release = body.index(Arrive("Q_empty", "Q", Executor.EACH_WARP))
+    release = body.index(Advance("Q"))
     normalise = next(
         i for i, x in enumerate(body) if isinstance(x, Calc) and x.kind is CalcKind.NORMALIZE
     )

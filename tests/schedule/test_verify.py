@@ -258,13 +258,13 @@ def test_barriers_lie_apart() -> None:
     moved = replace(right, barriers=(replace(first, offset=8), *others))
     assert "Q_full shares bytes with Q" in complaint(moved)
     doubled = replace(right, barriers=(replace(first, offset=others[0].offset), *others))
-    assert "Q_full shares bytes with Q_empty" in complaint(doubled)
+    assert f"Q_full shares bytes with {others[0].name}" in complaint(doubled)
 
 
 def test_buffers_are_aligned_and_apart() -> None:
     right = program(CAUSAL)
     q, k, *others = right.buffers
-    assert "K lies at bytes 32784" in complaint(
+    assert f"K lies at bytes {k.offset + 16}" in complaint(
         replace(right, buffers=(q, replace(k, offset=k.offset + 16), *others))
     )
     said = complaint(replace(right, buffers=(q, replace(k, offset=q.offset), *others)))

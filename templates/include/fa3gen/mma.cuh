@@ -32,12 +32,19 @@ template <int kRows>
 struct RowOperand {
   uint64_t descriptor;
 
+  // The tile so many units of 16 bytes further, in another stage.
+  __device__ __forceinline__ RowOperand operator+(int units) const {
+    RowOperand moved = *this;
+    moved.descriptor += units;
+    return moved;
+  }
+
   __device__ explicit RowOperand(void const* tile)
       : descriptor(swizzled_descriptor(tile, 1, kGroupUnits)) {}
 
   // k blocks are 32 bytes apart in a chunk of four, chunks kRows rows apart.
-  __device__ __forceinline__ uint64_t operator()(int k, int stage_units = 0) const {
-    return descriptor + stage_units + k / 4 * kRows * kRowUnits + k % 4 * 2;
+  __device__ __forceinline__ uint64_t operator()(int k) const {
+    return descriptor + k / 4 * kRows * kRowUnits + k % 4 * 2;
   }
 };
 
@@ -46,12 +53,18 @@ template <int kRows>
 struct ColumnOperand {
   uint64_t descriptor;
 
+  __device__ __forceinline__ ColumnOperand operator+(int units) const {
+    ColumnOperand moved = *this;
+    moved.descriptor += units;
+    return moved;
+  }
+
   __device__ explicit ColumnOperand(void const* tile)
       : descriptor(swizzled_descriptor(tile, kRows * kRowUnits, kGroupUnits)) {}
 
   // k blocks are 16 rows apart.
-  __device__ __forceinline__ uint64_t operator()(int k, int stage_units = 0) const {
-    return descriptor + stage_units + k * 16 * kRowUnits;
+  __device__ __forceinline__ uint64_t operator()(int k) const {
+    return descriptor + k * 16 * kRowUnits;
   }
 };
 
@@ -64,24 +77,23 @@ __device__ __forceinline__ void wgmma_fence() {
 // NOTES: an earlier fence may cover C already, but ptxas puts one of its own before a product that
 // reads registers (C7519), and where it cannot it serialises every wgmma of the kernel (C7520).
 template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
-__device__ __forceinline__ void issue_gemm(A const& a, B const& b, int stage_units, C& c) {
+__device__ __forceinline__ void issue_gemm(A const& a, B const& b, C& c) {
   if constexpr (kAccumulate == Accumulate::kYes) {
     wgmma_fence();
   }
 #pragma unroll
   for (int k = 0; k < kBlocks; ++k) {
-    Product::issue(c.data(), a(k), b(k, stage_units), kAccumulate == Accumulate::kYes || k > 0);
+    Product::issue(c.data(), a(k), b(k), kAccumulate == Accumulate::kYes || k > 0);
   }
 }
 
 // Issue C (+)= A B with A in registers, (4 registers, k blocks). Fenced as above.
 template <class Product, Accumulate kAccumulate, int kBlocks, class A, class B, class C>
-__device__ __forceinline__ void issue_gemm_registers(A const& a, B const& b, int stage_units,
-                                                     C& c) {
+__device__ __forceinline__ void issue_gemm_registers(A const& a, B const& b, C& c) {
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kBlocks; ++k) {
-    Product::issue(c.data(), &a(0, k), b(k, stage_units), kAccumulate == Accumulate::kYes || k > 0);
+    Product::issue(c.data(), &a(0, k), b(k), kAccumulate == Accumulate::kYes || k > 0);
   }
 }
 
