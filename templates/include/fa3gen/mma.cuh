@@ -32,13 +32,6 @@ template <int kRows>
 struct RowOperand {
   uint64_t descriptor;
 
-  // The tile so many units of 16 bytes further, in another stage.
-  __device__ __forceinline__ RowOperand operator+(int units) const {
-    RowOperand moved = *this;
-    moved.descriptor += units;
-    return moved;
-  }
-
   __device__ explicit RowOperand(void const* tile)
       : descriptor(swizzled_descriptor(tile, 1, kGroupUnits)) {}
 
@@ -53,12 +46,6 @@ template <int kRows>
 struct ColumnOperand {
   uint64_t descriptor;
 
-  __device__ __forceinline__ ColumnOperand operator+(int units) const {
-    ColumnOperand moved = *this;
-    moved.descriptor += units;
-    return moved;
-  }
-
   __device__ explicit ColumnOperand(void const* tile)
       : descriptor(swizzled_descriptor(tile, kRows * kRowUnits, kGroupUnits)) {}
 
@@ -67,6 +54,13 @@ struct ColumnOperand {
     return descriptor + k * 16 * kRowUnits;
   }
 };
+
+// An operand so many units of 16 bytes further, in another stage.
+template <class Operand, class = decltype(Operand::descriptor)>
+__device__ __forceinline__ Operand operator+(Operand operand, int units) {
+  operand.descriptor += units;
+  return operand;
+}
 
 // Earlier accesses to wgmma's registers come before the next wgmma.
 __device__ __forceinline__ void wgmma_fence() {
