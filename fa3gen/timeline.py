@@ -53,6 +53,10 @@ _CALCS = {
     CalcKind.CONVERT: "ConvertP",
     CalcKind.RESCALE: "Rescale",
     CalcKind.NORMALIZE: "Normalize",
+    CalcKind.SHIFT: "RowMax",
+    CalcKind.EXP2: "Exp",
+    CalcKind.ADD_SUM: "RowSum",
+    CalcKind.NORMALIZE_SHIFTED: "Normalize",
 }
 _GEMMS = {GemmKind.QK: "GemmQK", GemmKind.PV: "GemmPV"}
 _ARRIVALS = {
@@ -239,6 +243,9 @@ class _Model:
             return agent.now
         shared = not isinstance(step.instruction, Load)  # a load brings the whole CTA's tile
         cycles = -(-op.cycles // (agent.role.instances if shared else 1))
+        if isinstance(step.instruction, Calc) and step.instruction.keys is not None:
+            begin, end = step.instruction.keys
+            cycles = -(-cycles * (end - begin) // self.program.block_n)
         begin = max(agent.now, self.free[op.unit])
         self.free[op.unit] = begin + cycles
         tile = step.tile if op.scope is Scope.LOOP else None

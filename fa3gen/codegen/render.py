@@ -61,7 +61,8 @@ def render(schedule: Schedule) -> KernelSource:
         )
     except jinja2.TemplateError as error:
         raise RenderError(f"{schedule.spec.name}: {error}") from error
-    return KernelSource(meta, _tidy(device), _tidy(host))
+    alternative = "FA3GEN_SWAP_COLUMNS" if schedule.tiling.lazy_rescale else None
+    return KernelSource(meta, _tidy(device), _tidy(host), alternative)
 
 
 def _environment() -> jinja2.Environment:

@@ -32,3 +32,4 @@ class KernelSource:
     meta: KernelMeta
     device: str  # the .cu translation unit (compiled to a cubin)
     host: str  # the .cpp translation unit (torch stable ABI, embeds the cubin)
+    alternative: str | None = None  # a macro that spells the kernel another way; the build tries it

@@ -118,6 +118,8 @@ class KernelView:
     unit: int  # elements in 16 bytes
     fragments: dict[str, str]  # register tile to the name of its fragment
     views: dict[str, str]  # tile of scores to the name of its view in rows and columns
+    softmax: str  # header of the softmax's computations
+    rows: str  # type of what a thread keeps of its rows
     consumers: int
     chunk: int  # columns of a 128-byte column chunk
     product_qk: int  # head dims in whole k blocks of the products
@@ -140,6 +142,11 @@ class KernelView:
         """The same in units of matrix descriptors."""
         elements = self.stage_elements(buffer, cursor)
         return f"{elements} / kUnit" if elements else ""
+
+    def columns(self, keys: tuple[int, int]) -> str:
+        """The columns of a thread, 2 in each block of 8 keys, as template arguments."""
+        lanes = 4  # share a row
+        return f"{keys[0] // lanes}, {keys[1] // lanes}"
 
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
@@ -178,6 +185,8 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         p_operand=f"forward/p_{'registers' if _p_in_registers(program) else 'shared'}.j2",
         fragments={**{s: f"tSr{s}" for s in scores}, "P": "tOrP", "O": "tOrO"},
         views={s: s.replace("S", "scores") for s in scores},
+        softmax="lazy_softmax" if schedule.tiling.lazy_rescale else "softmax",
+        rows="ShiftedRows" if schedule.tiling.lazy_rescale else "RowStatistics",
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
         product_qk=product_dim(schedule.spec.head_dim.qk),
@@ -311,6 +320,10 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("overlap", _OVERLAP[tiling.overlap]),
         ("P", "through shared memory" if tiling.p_shared else "in registers"),
         ("ping-pong", "consumers take turns on the tensor core" if tiling.pingpong else "off"),
+        (
+            "rescaling",
+            "lazy, where exponents would pass 14" if tiling.lazy_rescale else "each step",
+        ),
         ("grid", tiling.persistence.value),
         ("shared", f"{program.shared_bytes} bytes"),
     ]

@@ -4,6 +4,9 @@
 
     kernel.cu --nvcc--> kernel.cubin --as--> cubin.o ─┐
     host.cpp  --c++-------------------------> host.o ─┴─> <op>.so
+
+A kernel with another spelling is compiled in both, and the better cubin becomes kernel.cubin
+(``fa3gen.jit.pick``).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from fa3gen.debug import COMPILER
 from fa3gen.errors import BuildError
+from fa3gen.jit import pick
 from fa3gen.jit.gates import KernelUsage, check_ptxas_log
 from fa3gen.jit.toolchain import Toolchain
 from fa3gen.paths import INCLUDE
@@ -60,6 +65,7 @@ LINK_LIBRARIES = ("-ltorch_cpu", "-ldl", "-lpthread", "-lrt")
 _STATUS = "step "  # marks ninja's own lines
 _ERROR_LINE = re.compile(r"(?:\berror\b|\bfatal\b|undefined reference|undefined symbol)", re.I)
 _MAX_ERRORS = 5
+_SPELLINGS = ("first.cubin", "second.cubin")
 _TEMPORARY = ("build.ninja", ".ninja_log", ".ninja_deps", "cubin.S", "cubin.o", "host.o")
 
 
@@ -83,12 +89,12 @@ def build(
         progress(f"{source.meta.op_name}: compiling with {toolchain.fingerprint}")
     _write_inputs(source, directory, toolchain)
     succeeded = _run_ninja(directory, toolchain, progress)
-    log = _collect_log(directory)
+    log = _collect_log(directory, succeeded)
     logging.getLogger("fa3gen.jit").log(COMPILER, "%s", log)
     if not succeeded:
         raise BuildError(_first_errors(log, directory / "build.log"))
     usage = check_ptxas_log(log, source.meta.symbol)
-    for name in _TEMPORARY:
+    for name in (*_TEMPORARY, *_SPELLINGS, *(f"{cubin}.log" for cubin in _SPELLINGS)):
         (directory / name).unlink(missing_ok=True)
     artifact = _artifact(source, directory, toolchain, usage, time.monotonic() - started)
     artifact.write()
@@ -137,29 +143,49 @@ def _write_inputs(source: KernelSource, directory: Path, toolchain: Toolchain) -
     (directory / "kernel.cu").write_text(source.device, encoding="utf-8")
     (directory / "host.cpp").write_text(source.host, encoding="utf-8")
     shutil.copyfile(INCLUDE / "fa3gen/host/cubin.S", directory / "cubin.S")
-    ninja_file = _ninja_file(_library_name(source), toolchain)
+    ninja_file = _ninja_file(source, toolchain)
     (directory / "build.ninja").write_text(ninja_file, encoding="utf-8")
 
 
-def _ninja_file(library: str, toolchain: Toolchain) -> str:
+def _ninja_file(source: KernelSource, toolchain: Toolchain) -> str:
     """The build graph. Each step's output goes to a log of its own beside what it makes."""
+    library = _library_name(source)
     cuda = [f"-I{path}" for path in toolchain.cuda_include]
     ours = f"-I{INCLUDE}"
     system = [flag for path in toolchain.cuda_include for flag in ("-isystem", str(path))]
     device: list[str | Path] = [toolchain.nvcc, "-ccbin", toolchain.cxx, *DEVICE_FLAGS, ours]
-    device += [f"-I{toolchain.cutlass_include}", "kernel.cu", "-o", "kernel.cubin"]
+    device += [f"-I{toolchain.cutlass_include}", "kernel.cu"]
     host: list[str | Path] = [toolchain.cxx, *HOST_FLAGS, ours, "-isystem", toolchain.torch_include]
     host += [*system, "-c", "host.cpp", "-o", "host.o"]
     assemble: list[str | Path] = [toolchain.cxx, *cuda, "-c", "cubin.S", "-o", "cubin.o"]
     link: list[str | Path] = [toolchain.cxx, *LINK_FLAGS, "host.o", "cubin.o"]
     link += [toolchain.cudart_static, f"-L{toolchain.torch_lib}", *LINK_LIBRARIES, "-o", library]
     steps = [
-        _ninja_step("device", device, "kernel.cubin", "kernel.cu"),
+        *_device_steps(device, source.alternative),
         _ninja_step("host", host, "host.o", "host.cpp"),
         _ninja_step("assemble", assemble, "cubin.o", "cubin.S | kernel.cubin"),
         _ninja_step("link", link, library, "host.o cubin.o"),
     ]
     return "ninja_required_version = 1.5\n\n" + "\n".join(steps)
+
+
+def _device_steps(command: list[str | Path], alternative: str | None) -> list[str]:
+    """kernel.cubin, from one compilation or the better of two."""
+    if alternative is None:
+        return [
+            _ninja_step("device", [*command, "-o", "kernel.cubin"], "kernel.cubin", "kernel.cu")
+        ]
+    steps = [
+        _ninja_step(
+            f"device{index}",
+            [*command, f"-D{alternative}={index}", "-o", cubin],
+            cubin,
+            "kernel.cu",
+        )
+        for index, cubin in enumerate(_SPELLINGS)
+    ]
+    choose = [sys.executable, "-I", pick.__file__, "kernel.cubin", *_SPELLINGS]
+    return [*steps, _ninja_step("pick", choose, "kernel.cubin", " ".join(_SPELLINGS))]
 
 
 def _ninja_step(rule: str, command: Sequence[str | Path], output: str, inputs: str) -> str:
@@ -194,10 +220,12 @@ def _run_ninja(directory: Path, toolchain: Toolchain, progress: Progress | None)
     return process.returncode == 0
 
 
-def _collect_log(directory: Path) -> str:
-    """Joins the steps' logs into build.log and returns its text."""
+def _collect_log(directory: Path, succeeded: bool) -> str:
+    """Joins the steps' logs into build.log and returns its text. Of two spellings the log of the
+    kernel has that of the one taken."""
     parts = []
-    for output in ("kernel.cubin", "host.o", "cubin.o", "*.so"):
+    spellings = () if succeeded else _SPELLINGS
+    for output in (*spellings, "kernel.cubin", "host.o", "cubin.o", "*.so"):
         for path in sorted(directory.glob(f"{output}.log")):
             parts.append(f"== {path.stem}\n" + path.read_text(encoding="utf-8", errors="replace"))
             path.unlink()

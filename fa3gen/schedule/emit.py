@@ -296,13 +296,19 @@ class Emitter:
         self.append(NamedArrive(turn.barrier, turn.threads, shift=1))
 
     def calc(
-        self, kind: CalcKind, reads: tuple[str, ...], writes: tuple[str, ...], skew: int = 0
+        self,
+        kind: CalcKind,
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
+        skew: int = 0,
+        keys: tuple[int, int] | None = None,
     ) -> None:
         """A register computation, after the products it needs have retired."""
         self._retire_for([*reads, *writes])
-        self.append(Calc(kind, reads, writes, skew))
+        self.append(Calc(kind, reads, writes, skew, keys))
         self.touched |= self.fenced & {*reads, *writes}
-        self.computed = tuple(name for name in writes if name in _SETTLED)
+        branches = kind is CalcKind.SHIFT  # past its vote nothing moves
+        self.computed = () if branches else tuple(name for name in writes if name in _SETTLED)
 
     def stage_operand(self, stage: StageOut, sync: NamedSync) -> None:
         """Write an operand of a product to shared memory, for all warps of the warpgroup."""

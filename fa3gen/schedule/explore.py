@@ -15,7 +15,7 @@ from fa3gen.schedule.hazards import HappensBefore
 from fa3gen.schedule.machine import Machine
 from fa3gen.schedule.program import Program
 from fa3gen.schedule.ranges import TileRange
-from fa3gen.schedule.verify import Tokens
+from fa3gen.schedule.tokens import Tokens
 
 __all__ = ["explore"]
 
@@ -24,7 +24,7 @@ def explore(
     program: Program, work: tuple[TileRange, ...], seed: int, monitored: bool
 ) -> str | None:
     """What goes wrong in one random schedule over the CTA's work tiles; None if nothing does."""
-    tokens = Tokens()
+    tokens = Tokens(program.block_n)
     monitor = HappensBefore(sum(role.instances for role in program.roles)) if monitored else None
     try:
         machine = Machine(program, work, tokens, monitor)

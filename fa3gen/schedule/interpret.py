@@ -24,7 +24,7 @@ from fa3gen.errors import VerificationError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.machine import Agent, Machine, Place
-from fa3gen.schedule.program import CalcKind, Gemm, GemmKind, Program
+from fa3gen.schedule.program import Calc, CalcKind, Gemm, GemmKind, Program
 from fa3gen.schedule.ranges import KeyBounds, TileRange, tile_range
 from fa3gen.schedule.schedule import Persistence, Schedule
 from fa3gen.spec import symbols
@@ -198,6 +198,8 @@ def _fp32(value: float) -> Tensor:
 # --- values ---------------------------------------------------------------------------------------
 
 _NAN = _fp32(math.nan)
+_LIMIT = 14.0  # exponents up to which a lazy maximum stays
+_WARP_ROWS = 16  # of a product, that vote together
 
 
 class _Tensors:
@@ -234,15 +236,26 @@ class _Tensors:
         p = operands[0].expand(HOPPER.wgmma_rows, b_buffer.rows)
         return torch.addmm(accumulator, p, b)
 
-    def calc(self, kind: CalcKind, registers: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
+    def calc(self, calc: Calc, registers: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
         """Masking, online softmax and rescaling, in fp32."""
         name = next((name for name in registers if name.startswith("S")), "S")  # S, or one of two
         s, o = registers.get(name, _NAN), registers.get("O", _NAN)
         row_max, row_sum = registers.get("row_max", _NAN), registers.get("row_sum", _NAN)
         alpha = registers.get("alpha", _NAN)
-        match kind:
+        match calc.kind:
             case CalcKind.CLEAR:
-                return self._clear()
+                return self._clear("row_max")
+            case CalcKind.CLEAR_SHIFTED:
+                return self._clear("shift")
+            case CalcKind.SHIFT:
+                return self._shift(name, registers, calc.keys or (0, 0))
+            case CalcKind.EXP2:
+                s = self._scores(s)
+                part = slice(*(calc.keys or (0, 0)))
+                s[:, part] = s[:, part].exp2()
+                return {name: s}
+            case CalcKind.ADD_SUM:
+                return {"row_sum": row_sum + s.sum(-1, keepdim=True)}
             case CalcKind.MASK:
                 return {name: torch.where(self._keep(place), s, -math.inf)}
             case CalcKind.ROW_MAX:
@@ -254,10 +267,12 @@ class _Tensors:
                 return {"row_sum": row_sum * alpha + s.sum(-1, keepdim=True)}
             case CalcKind.CONVERT:
                 return {"P": s.to(self.call.dtype).float()}
-            case CalcKind.RESCALE:
+            case CalcKind.RESCALE | CalcKind.RESCALE_GROWN:  # alpha is 1 where none has grown
                 return {"O": o * alpha}
             case CalcKind.NORMALIZE:
-                return self._normalize(o, row_sum, row_max)
+                return self._normalize(o, row_sum, row_max * self.call.scale)
+            case CalcKind.NORMALIZE_SHIFTED:
+                return self._normalize(o, row_sum, registers["shift"] * math.log(2))
 
     def stage(self, buffer: str, value: Tensor, place: Place) -> Tensor:
         """O in the output's type; P in the operands', for a product that computes in fp32."""
@@ -283,23 +298,54 @@ class _Tensors:
         heads[symbols.hk] = work.head // self.call.group
         return self.call.masks.tile(self._first_row(place), self._first_key(place), heads)
 
-    def _clear(self) -> dict[str, Tensor]:
+    def _clear(self, subtrahend: str) -> dict[str, Tensor]:
         def full(cols: int, value: float) -> Tensor:
             size = (HOPPER.wgmma_rows, cols)
             return torch.full(size, value, dtype=torch.float32, device="cpu")
 
         cols = self.program.buffer("O").cols
-        return {"O": full(cols, 0.0), "row_max": full(1, -math.inf), "row_sum": full(1, 0.0)}
+        return {"O": full(cols, 0.0), subtrahend: full(1, -math.inf), "row_sum": full(1, 0.0)}
+
+    def _scores(self, s: Tensor) -> Tensor:
+        """A copy of S to change a part of."""
+        return s.expand(HOPPER.wgmma_rows, self.program.block_n).clone()
+
+    def _shift(
+        self, name: str, registers: dict[str, Tensor], keys: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """A part of S against the shift (-inf where no key was kept so far), which grows in warps
+        with an exponent beyond the limit or a row without a shift."""
+        begin, end = keys
+        s, shift = self._scores(registers[name]), registers["shift"]
+        none = shift == -math.inf
+        base = shift.masked_fill(none, 0.0)
+        x = s[:, begin:end] * self.call.scale_log2 - base
+        highest = x.amax(-1, keepdim=True)
+        grows = ((highest > _LIMIT) | none).view(-1, _WARP_ROWS).any(-1)
+        grows = grows.repeat_interleave(_WARP_ROWS)[:, None]
+        growth = torch.where(none, highest, highest.clamp(min=0.0))
+        growth = growth.masked_fill(~grows | (highest == -math.inf), 0.0)
+        alpha = torch.exp2(-growth).masked_fill(none, 1.0)
+        s[:, begin:end] = x - growth
+        s[:, :begin] *= alpha
+        grown = (base + growth).masked_fill(none & (highest == -math.inf), -math.inf)
+        return {
+            name: s,
+            "shift": grown,
+            "row_sum": registers["row_sum"] * alpha,
+            "alpha": alpha * registers["alpha"] if begin else alpha,
+        }
 
     def _exp2_above(self, x: Tensor, row_max: Tensor) -> Tensor:
         """2^((x - row_max) scale_log2); nothing is subtracted where no key was kept so far."""
         subtrahend = row_max.masked_fill(row_max == -math.inf, 0.0)
         return torch.exp2((x - subtrahend) * self.call.scale_log2)
 
-    def _normalize(self, o: Tensor, row_sum: Tensor, row_max: Tensor) -> dict[str, Tensor]:
-        """O / row_sum and LSE; 0 and -inf (of both its terms) where no key was kept."""
+    def _normalize(self, o: Tensor, row_sum: Tensor, subtracted: Tensor) -> dict[str, Tensor]:
+        """O / row_sum and LSE, from what was subtracted of scores; 0 and -inf (of both its terms)
+        where no key was kept."""
         inverse = row_sum.reciprocal().masked_fill(row_sum == 0, 0.0)
-        return {"O": o * inverse, "lse": row_max * self.call.scale + row_sum.log()}
+        return {"O": o * inverse, "lse": subtracted + row_sum.log()}
 
 
 # --- masks ----------------------------------------------------------------------------------------

@@ -74,14 +74,46 @@ from fa3gen.schedule.schedule import (
 
 __all__ = ["lower"]
 
-_CALCS: dict[str, tuple[CalcKind, tuple[str, ...], tuple[str, ...]]] = {
-    "Mask": (CalcKind.MASK, ("{S}",), ("{S}",)),
-    "RowMax": (CalcKind.ROW_MAX, ("{S}", "row_max"), ("row_max", "alpha")),
-    "Exp": (CalcKind.EXP, ("{S}", "row_max"), ("{S}",)),
-    "RowSum": (CalcKind.ROW_SUM, ("{S}", "row_sum", "alpha"), ("row_sum",)),
-    "ConvertP": (CalcKind.CONVERT, ("{S}",), ("P",)),
-    "Rescale": (CalcKind.RESCALE, ("O", "alpha"), ("O",)),
+
+@dataclass(frozen=True)
+class _Step:
+    """A computation of a loop operation on one tile of scores."""
+
+    kind: CalcKind
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    part: int | None = None  # of the keys; None: all
+
+
+_CALCS: dict[str, tuple[_Step, ...]] = {
+    "Mask": (_Step(CalcKind.MASK, ("{S}",), ("{S}",)),),
+    "RowMax": (_Step(CalcKind.ROW_MAX, ("{S}", "row_max"), ("row_max", "alpha")),),
+    "Exp": (_Step(CalcKind.EXP, ("{S}", "row_max"), ("{S}",)),),
+    "RowSum": (_Step(CalcKind.ROW_SUM, ("{S}", "row_sum", "alpha"), ("row_sum",)),),
+    "ConvertP": (_Step(CalcKind.CONVERT, ("{S}",), ("P",)),),
+    "Rescale": (_Step(CalcKind.RESCALE, ("O", "alpha"), ("O",)),),
 }
+
+_SHIFTED = ("{S}", "shift", "row_sum")
+_GROWN = (*_SHIFTED, "alpha")
+_LAZY_CALCS = _CALCS | {  # exponentials of the first part run beside the shift of the second
+    "RowMax": (
+        _Step(CalcKind.SHIFT, _SHIFTED, _GROWN, 0),
+        _Step(CalcKind.EXP2, ("{S}",), ("{S}",), 0),
+        _Step(CalcKind.SHIFT, _GROWN, _GROWN, 1),
+    ),
+    "Exp": (_Step(CalcKind.EXP2, ("{S}",), ("{S}",), 1),),
+    "RowSum": (_Step(CalcKind.ADD_SUM, ("{S}", "row_sum"), ("row_sum",)),),
+    "Rescale": (_Step(CalcKind.RESCALE_GROWN, ("O", "alpha"), ("O",)),),
+}
+
+
+def _parts(block_n: int) -> tuple[tuple[int, int], ...]:
+    """A KV tile's keys in the two parts of a lazy softmax: about a quarter, of whole pairs of each
+    thread's columns, and the rest."""
+    lanes = 4  # share a row
+    first = lanes * max(block_n // lanes // 8 * 2, 2)
+    return ((0, first), (first, block_n))
 
 
 def lower(schedule: Schedule) -> Program:
@@ -279,7 +311,10 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         emit.append(*_follow(schedule))
         if not tiling.specialized:
             emit.load_first()
-        emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
+        if tiling.lazy_rescale:
+            emit.calc(CalcKind.CLEAR_SHIFTED, (), ("O", "shift", "row_sum"))
+        else:
+            emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
         if not early:
             emit.acquire("Q")
         with emit.if_tiles():
@@ -287,6 +322,10 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             _kv_tiles(emit, schedule, turn, release if early else ())
         if not early and not over_q:
             emit.append(*release)
+        if tiling.lazy_rescale:
+            emit.calc(CalcKind.NORMALIZE_SHIFTED, ("O", "row_sum", "shift"), ("O", "lse"))
+        else:
+            emit.calc(CalcKind.NORMALIZE, ("O", "row_sum", "row_max"), ("O", "lse"))
         _store(emit, over_q)
         emit.awaited.discard("Q")
     if not over_q:
@@ -387,9 +426,14 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
             sync = NamedSync("store", HOPPER.warpgroup)
             emit.stage_operand(StageOut(score, "P", place.stage), sync)
         else:
-            kind, *sides = _CALCS[place.op]
-            reads, writes = (tuple(name.format(S=score) for name in side) for side in sides)
-            emit.calc(kind, reads, writes, place.stage)
+            parts = _parts(schedule.tiling.block_n)
+            for step in (_LAZY_CALCS if schedule.tiling.lazy_rescale else _CALCS)[place.op]:
+                reads, writes = (
+                    tuple(name.format(S=score) for name in side)
+                    for side in (step.reads, step.writes)
+                )
+                keys = None if step.part is None else parts[step.part]
+                emit.calc(step.kind, reads, writes, place.stage, keys)
     complete = stages.stop > schedule.depth and schedule.score_tiles == 1
     if complete or stages.start == schedule.depth:
         emit.drain()  # everything owed to this iteration's tiles was issued
@@ -403,9 +447,8 @@ def _gemm(schedule: Schedule, place: Placement, score: str) -> Gemm:
 
 
 def _store(emit: Emitter, over_q: bool) -> None:
-    """Normalise, write LSE, and store O through shared memory."""
+    """Write LSE, and store O through shared memory."""
     threads = HOPPER.warpgroup
-    emit.calc(CalcKind.NORMALIZE, ("O", "row_sum", "row_max"), ("O", "lse"))
     emit.append(StoreRows("lse"))
     if not over_q:  # the store of the work tile before may still read the buffer
         emit.append(TmaStoreWait(0, read=True))

@@ -484,7 +484,7 @@ class Machine:
         values = {name: self._read_register(agent, name) for name in calc.reads}
         for name in calc.writes:
             self._check_idle(agent, name, "overwrites")
-        written = self.domain.calc(calc.kind, values, self._place(agent, step))
+        written = self.domain.calc(calc, values, self._place(agent, step))
         if set(written) != set(calc.writes):
             raise VerificationError(f"{calc.kind.name} writes {sorted(written)}")
         agent.registers.update(written)
@@ -506,7 +506,8 @@ class Machine:
         return True
 
     def _place(self, agent: Agent, step: Event) -> Place:
-        tiles = self.work[step.work] if step.work >= 0 else TileRange(0, 0, 0, 0)
+        known = 0 <= step.work < len(self.work)  # not before the first nor past the last
+        tiles = self.work[step.work] if known else TileRange(0, 0, 0, 0)
         return Place(agent.instance, step.work, step.tile, tiles)
 
     # --- the end ----------------------------------------------------------------------------------

@@ -177,6 +177,8 @@ def _changes(program: Program, site: Site) -> Iterator[dict[str, Any]]:
             yield from ({"pending": pending + step} for step in (-1, 1))
         case TmaStoreWait(pending=pending):
             yield {"pending": pending + 1}
+        case Calc(keys=(begin, end)):
+            yield from ({"keys": (begin, end + step)} for step in (-8, 8))
 
 
 def _named_changes(

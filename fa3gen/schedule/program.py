@@ -368,15 +368,25 @@ class CalcKind(enum.Enum):
     RESCALE = "O = O alpha"
     NORMALIZE = "O = O / row_sum; lse = row_max scale + ln row_sum"
 
+    # with maxima that are followed lazily: shift grows only where exponents would grow too large
+    CLEAR_SHIFTED = "O = 0, row_sum = 0, shift = 0 of no key yet"
+    SHIFT = "S = S scale_log2 - shift; shift may grow, S, row_sum and alpha with it"
+    EXP2 = "S = 2^S"
+    ADD_SUM = "row_sum = row_sum + rowsum S"
+    RESCALE_GROWN = "O = O alpha where a shift has grown"
+    NORMALIZE_SHIFTED = "O = O / row_sum; lse = (shift + log2 row_sum) ln 2"
+
 
 @dataclass(frozen=True)
 class Calc:
-    """A register computation; ``reads`` and ``writes`` are register tiles."""
+    """A register computation; ``reads`` and ``writes`` are register tiles, ``keys`` the columns of
+    S from one to before another where it takes a part of them."""
 
     kind: CalcKind
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     skew: int = 0
+    keys: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -644,6 +654,9 @@ def _head(block: Block) -> str:
             return f"on instance {instance}"
 
 
+_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys")  # where they say nothing
+
+
 def _show(node: Node, depth: int) -> str:
     """One node as indented text."""
     pad = "  " * depth
@@ -653,11 +666,11 @@ def _show(node: Node, depth: int) -> str:
     fields = []
     for name in node.__dataclass_fields__:
         value = getattr(node, name)
-        if value in (0, False, None) and name in ("skew", "shift", "flip", "empty", "a_cursor"):
+        if value in (0, False, None) and name in _OMITTED:
             continue
         if value is Executor.ALL:
             continue
         text = value.name if isinstance(value, enum.Enum) else value
-        text = ", ".join(value) if isinstance(value, tuple) else text
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else text
         fields.append(f"{name}={text}")
     return f"{pad}{type(node).__name__} {' '.join(fields)}".rstrip()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fa3gen.schedule.flatten import Event
-from fa3gen.schedule.program import CalcKind, Executor, Gemm, Role
+from fa3gen.schedule.program import Calc, Executor, Gemm, Role
 from fa3gen.schedule.ranges import TileRange
 
 __all__ = [
@@ -56,7 +56,7 @@ class Domain(Protocol):
     def gemm(self, gemm: Gemm, operands: tuple[Any, Any], accumulator: Any, place: Place) -> Any:
         """The accumulator after a product."""
 
-    def calc(self, kind: CalcKind, registers: dict[str, Any], place: Place) -> dict[str, Any]:
+    def calc(self, calc: Calc, registers: dict[str, Any], place: Place) -> dict[str, Any]:
         """The register tiles that a computation writes."""
 
     def stage(self, buffer: str, value: Any, place: Place) -> Any:

@@ -22,6 +22,7 @@ from fa3gen.spec.model import POperand
 __all__ = ["choose_tiling"]
 
 _KEYS = range(16, 257, 16)  # of a KV tile
+_LAZY_DIMS = 256  # head dims, together, from which lazy maxima measure faster
 _WHOLE_KEYS = 128  # preferred,
 _CLOSE = 1.05  # if they are not so many times slower by the model
 
@@ -57,6 +58,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         setting.producer,
         setting.p_shared,
         setting.specialized,
+        _rescales_lazily(spec),
     )
     return tiling, choice
 
@@ -113,6 +115,12 @@ def _persistence(spec: AttentionSpec, bounds: KeyBounds) -> Persistence:
     uneven = bounds.masks_right or bounds.masks_left
     claimed = uneven and spec.schedule.warp_specialized is not False
     return Persistence.DYNAMIC if claimed else Persistence.STATIC
+
+
+def _rescales_lazily(spec: AttentionSpec) -> bool:
+    """As asked; else where the products of a score outweigh its share of the softmax."""
+    asked = spec.schedule.lazy_rescale
+    return spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS if asked is None else asked
 
 
 def _check_supported(spec: AttentionSpec) -> None:

@@ -123,6 +123,9 @@ class ScheduleKnobs(_Record):
     warp_specialized: StrictBool | None = None
     """false for no producer warpgroup"""
 
+    lazy_rescale: StrictBool | None = None
+    """true to raise a row's maximum, and rescale O, only where exponents would pass 2^14"""
+
     @model_validator(mode="after")
     def _warpgroups_agree(self) -> ScheduleKnobs:
         tile_m = self.tile.m if self.tile else None

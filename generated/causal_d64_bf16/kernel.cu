@@ -10,6 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
+//   rescaling   each step
 //   grid        a CTA claims its next work tile from a counter
 //   shared      139376 bytes
 //   registers   producer 32, consumers 160

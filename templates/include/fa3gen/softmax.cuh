@@ -116,8 +116,8 @@ __device__ __forceinline__ void settle_alpha(RowStatistics const& rows) {
 }
 
 // O = O alpha.
-template <class Output>
-__device__ __forceinline__ void rescale(Output&& output, RowStatistics const& rows) {
+template <class Output, class Rows>
+__device__ __forceinline__ void rescale(Output&& output, Rows const& rows) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -127,17 +127,22 @@ __device__ __forceinline__ void rescale(Output&& output, RowStatistics const& ro
   }
 }
 
-// O = O / row_sum, 0 where no key is kept. Returns LSE = row_max scale + ln row_sum in lse.
-template <class Output>
-__device__ __forceinline__ void normalize(Output&& output, RowStatistics const& rows,
-                                          float scale_log2, float (&lse)[kRows]) {
+// What scores were reduced by before 2^x was taken of them.
+__device__ __forceinline__ float subtracted(RowStatistics const& rows, int r, float scale_log2) {
+  return rows.row_max[r] * scale_log2;
+}
+
+// O = O / row_sum, 0 where no key is kept. Returns LSE = (subtracted + log2 row_sum) ln 2 in lse.
+template <class Output, class Rows>
+__device__ __forceinline__ void normalize(Output&& output, Rows const& rows, float scale_log2,
+                                          float (&lse)[kRows]) {
   constexpr float kLn2 = 0.693147180559945309f;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     float const sum = reduce_quad(rows.row_sum[r], [](float a, float b) { return a + b; });
     bool const none = sum == 0.f;  // a NaN sum is passed on
     float const inverse = none ? 0.f : 1.f / sum;
-    lse[r] = none ? -INFINITY : (rows.row_max[r] * scale_log2 + log2f(sum)) * kLn2;
+    lse[r] = none ? -INFINITY : (subtracted(rows, r, scale_log2) + log2f(sum)) * kLn2;
 #pragma unroll
     for (int c = 0; c < cute::size<1>(output); ++c) {
       output(r, c) *= inverse;
