@@ -232,10 +232,11 @@ def harmless(program: Program, swap: Swap) -> str | None:
 def _is_free_before(program: Program, expect: Expect) -> bool:
     """Whether the stage of a load without an empty barrier is free before the waits beside it: once
     its work tile is claimed, or with more stages than K has."""
-    if any(barrier.name == f"{expect.cursor}_empty" for barrier in program.barriers):
+    ring = program.ring(expect.cursor)
+    if any(barrier.name == f"{ring.name}_empty" for barrier in program.barriers):
         return False
     claims = any(buffer.name == "Work" for buffer in program.buffers)
-    return claims or program.buffer(expect.cursor).stages > program.buffer("K").stages
+    return claims or ring.stages > program.buffer("K").stages
 
 
 _PRIVATE = (Advance, Calc, ClaimAhead, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)

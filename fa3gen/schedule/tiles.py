@@ -22,7 +22,7 @@ from fa3gen.spec.model import POperand
 __all__ = ["choose_tiling"]
 
 _KEYS = range(16, 257, 16)  # of a KV tile
-_LAZY_DIMS = 256  # head dims, together, from which lazy maxima measure faster
+_LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
 _WHOLE_KEYS = 128  # preferred,
 _CLOSE = 1.05  # if they are not so many times slower by the model
 

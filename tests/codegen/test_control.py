@@ -70,6 +70,9 @@ _CALCS = {
     CalcKind.CONVERT: "convert",
     CalcKind.RESCALE: "rescale",
     CalcKind.NORMALIZE: "normalize",
+    CalcKind.ADD_SUM: "add_sum",
+    CalcKind.RESCALE_GROWN: "rescale",
+    CalcKind.NORMALIZE_SHIFTED: "normalize",
 }
 
 
@@ -92,6 +95,9 @@ def meant(event: Event, work: list[TileRange]) -> Happening | None:
             return ("WgmmaWait", pending)
         case Calc(kind=CalcKind.MASK):
             return ("mask", index())
+        case Calc(kind=CalcKind.SHIFT | CalcKind.EXP2 as kind, keys=(begin, end)):
+            name = "shift" if kind is CalcKind.SHIFT else "raise"
+            return (name, begin // 4, end // 4)  # 4 lanes share a row
         case Calc(kind=kind) if kind in _CALCS:
             return (_CALCS[kind],)
         case StageOut(buffer=buffer):
@@ -121,7 +127,11 @@ _FORMS = [
         lambda m, n: ("mask", eval(m[1], {"n": n})),
     ),
     (r"fa3gen::convert<Element>\(tSr", lambda m, n: ("convert",)),
-    (r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize)\(", lambda m, n: (m[1],)),
+    (
+        r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize|add_sum)\(",
+        lambda m, n: (m[1],),
+    ),
+    (r"fa3gen::(shift|raise)<(\d+), (\d+)>\(", lambda m, n: (m[1], int(m[2]), int(m[3]))),
     (r"store_operand<", lambda m, n: ("StageOut", "P")),
     (r"store_matrix\(", lambda m, n: ("StageOut", "O")),
     (r"tma_store<", lambda m, n: ("TmaStore",)),
@@ -225,6 +235,7 @@ class Walk:
             "params": SimpleNamespace(work_tiles=len(self.program_work)),
             "consumer": self.consumer,
             "elected": True,
+            "rows": SimpleNamespace(grown=True),
         }
         return bool(eval(condition.replace("&&", " and "), {**names, **self.names}))
 

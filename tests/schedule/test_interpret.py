@@ -324,7 +324,7 @@ def test_a_load_that_has_not_landed_is_nan() -> None:
     assert bool(out.isnan().all())
 
 
-@pytest.mark.parametrize("kind", [CalcKind.CLEAR, CalcKind.CONVERT])
+@pytest.mark.parametrize("kind", [CalcKind.CLEAR_SHIFTED, CalcKind.CONVERT])
 def test_registers_never_written_are_nan(kind: CalcKind) -> None:
     schedule = schedule_of(mask="causal")
     program = without(
@@ -332,6 +332,49 @@ def test_registers_never_written_are_nan(kind: CalcKind) -> None:
     )
     out, _ = interpret(program, schedule.bounds, draw((200, 200)), SCALE)
     assert bool(out.isnan().all())
+
+
+# --- lazy maxima ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("factor", [1.0, 8.0, 40.0])
+@pytest.mark.parametrize("mask", ["full", "causal", "window(100, 20)"])
+def test_lazy_maxima_follow_scores_of_any_size(mask: str, factor: float, dtype: str) -> None:
+    """With ``factor`` 40 exponents differ by thousands, and shifts grow in most tiles."""
+    q, k, v = draw((200, 300), dtype=DTYPES[dtype])
+    check(schedule_of(mask=mask, dtype=dtype), ((q * factor).to(q.dtype), k, v))
+
+
+@pytest.mark.parametrize("key", [0, 40, 130, 299])
+def test_a_key_that_outweighs_all_others_is_found(key: int) -> None:
+    """In the first or the second part of a tile, visited early or late."""
+    q, k, v = draw((64, 300), heads=(1, 1))
+    k[:, key] = q[:, 0] * 6
+    check(schedule_of(mask="full"), (q, k, v))
+
+
+def test_rows_of_low_scores_alone_do_not_vanish() -> None:
+    """Every exponent is far below 0: a shift that stayed at 0 would leave nothing of them."""
+    q, k, v = draw((64, 200), heads=(1, 1))
+    k = (k * 0.05 - q[:, :1] * 8).to(k.dtype)
+    q = q[:, :1].expand(-1, 64, -1, -1)
+    out, lse = check(schedule_of(mask="full"), (q, k, v))
+    assert float(lse.max()) < -50
+    assert bool(out.any())
+
+
+def test_lazy_maxima_change_little() -> None:
+    """The same function, but for rounding: other shifts, the same O and LSE."""
+    inputs = draw((200, 300))
+    results = [
+        Interpreter(schedule_of(mask="causal", schedule={"lazy_rescale": lazy}))(*inputs, SCALE)
+        for lazy in (False, True)
+    ]
+    (out, lse), (lazy_out, lazy_lse) = results
+    assert not torch.equal(lse, lazy_lse)
+    torch.testing.assert_close(lse, lazy_lse, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(out, lazy_out, atol=2e-2, rtol=2e-2)
 
 
 def test_rows_never_stored_are_nan() -> None:

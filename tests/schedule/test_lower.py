@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from variants import SHIPPED, VARIANTS, program, schedule
 
 from fa3gen.errors import GraphError
-from fa3gen.schedule import make_schedule
+from fa3gen.schedule import make_program, make_schedule
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter
 from fa3gen.schedule.flatten import Event, flatten
@@ -234,17 +235,48 @@ def test_every_fence_orders_something(name: str) -> None:
     assert not fences
 
 
-@pytest.mark.parametrize("name", [CAUSAL, FULL, "window", "one warpgroup"])
+@pytest.mark.parametrize("name", [CAUSAL, FULL, "window", "one warpgroup", "rescale each step"])
 def test_overlap_2_leaves_the_second_product_in_flight(name: str) -> None:
+    lazy = schedule(name).tiling.lazy_rescale
+    settles = () if lazy else ("alpha",)
+    first = [CalcKind.SHIFT, CalcKind.EXP2, CalcKind.SHIFT] if lazy else [CalcKind.ROW_MAX]
+    then = (
+        [CalcKind.RESCALE_GROWN, CalcKind.EXP2, CalcKind.ADD_SUM]
+        if lazy
+        else [CalcKind.RESCALE, CalcKind.EXP, CalcKind.ROW_SUM]
+    )
     for segment in {Segment.RIGHT, Segment.FULL, Segment.LEFT} & set(loops(program(name))):
         body = loops(program(name))[segment]
         waits = [node for node in body if isinstance(node, WgmmaWait)]
-        assert waits == [WgmmaWait(1, ("S",)), WgmmaWait(0, ("O",), after=("alpha",))]
+        assert waits == [WgmmaWait(1, ("S",)), WgmmaWait(0, ("O",), after=settles)]
         between = body[body.index(waits[0]) : body.index(waits[1])]
         kinds = [node.kind for node in between if isinstance(node, Calc)]
-        assert kinds[-1] is CalcKind.ROW_MAX
+        assert kinds[-len(first) :] == first
         after = [n.kind for n in body[body.index(waits[1]) :] if isinstance(n, Calc)]
-        assert after == [CalcKind.RESCALE, CalcKind.EXP, CalcKind.ROW_SUM, CalcKind.CONVERT]
+        assert after == [*then, CalcKind.CONVERT]
+
+
+@pytest.mark.parametrize("keys", range(16, 257, 16))
+def test_a_lazy_softmax_takes_a_tile_in_two_parts(keys: int) -> None:
+    """Whole pairs of each thread's columns, about a quarter first; together every key once."""
+    spec = AttentionSpec(head_dim=8, schedule={"tile": {"m": 64, "n": keys}, "lazy_rescale": True})
+    body = instructions(make_program(spec).role("consumer").body)
+    parts = {node.keys for node in body if isinstance(node, Calc) and node.keys}
+    (start, middle), (again, end) = sorted(parts)
+    assert (start, middle, end) == (0, again, keys)
+    assert middle % 8 == 0
+    assert 1 / 8 <= middle / keys <= 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("dims", "lazy"), [(64, False), (96, True), (128, True), ({"qk": 192, "v": 128}, True)]
+)
+def test_lazy_rescaling_is_for_large_head_dims(dims: Any, lazy: bool) -> None:
+    assert make_schedule(AttentionSpec(head_dim=dims)).tiling.lazy_rescale is lazy
+    for asked in (False, True):
+        knobs = {"lazy_rescale": asked}
+        spec = AttentionSpec(head_dim=dims, schedule=knobs)
+        assert make_schedule(spec).tiling.lazy_rescale is asked
 
 
 @pytest.mark.parametrize("name", ["overlap 1", "overlap 1, O over Q"])
@@ -314,15 +346,16 @@ def test_o_is_staged_over_q_where_it_does_not_fit_apart(name: str) -> None:
     assert body[body.index(release) - 1] == TmaStoreWait(0, read=True)
 
 
+NORMALIZES = (CalcKind.NORMALIZE, CalcKind.NORMALIZE_SHIFTED)
+
+
 @pytest.mark.parametrize("name", [CAUSAL, "three stages", "one stage"])
 def test_o_is_staged_apart_where_it_fits(name: str) -> None:
     prog = program(name)
     assert prog.buffer("O").offset >= prog.buffer("V").offset + prog.buffer("V").bytes
     body = list(instructions(prog.role("consumer").body))
     release = body.index(Advance("Q"))
-    normalise = next(
-        i for i, x in enumerate(body) if isinstance(x, Calc) and x.kind is CalcKind.NORMALIZE
-    )
+    normalise = next(i for i, x in enumerate(body) if isinstance(x, Calc) and x.kind in NORMALIZES)
     assert release < normalise  # the next Q is loaded while this O is stored
     assert body[-1] == TmaStoreWait(0, read=True)
 

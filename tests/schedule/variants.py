@@ -22,6 +22,16 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "full",
         "schedule": {"overlap": 1, "tile": {"m": 128, "n": 176}},
     },
+    "rescale each step": {"mask": "causal", "schedule": {"lazy_rescale": False}},
+    "lazy, overlap 3": {
+        "mask": "causal",
+        "head_dim": 64,
+        "schedule": {"overlap": 3, "lazy_rescale": True},
+    },
+    "lazy, few keys": {
+        "mask": "window(100, 20)",
+        "schedule": {"tile": {"n": 16}, "lazy_rescale": True},
+    },
     "one warpgroup": {"mask": "causal", "schedule": {"warpgroups": 1}},
     "three warpgroups": {"mask": "causal", "schedule": {"warpgroups": 3}},
     "three warpgroups, wide": {"head_dim": 64, "schedule": {"warpgroups": 3}},

@@ -83,7 +83,6 @@ template <int kBegin, int kEnd, class Scores>
 __device__ __forceinline__ void shift(Scores&& scores, ShiftedRows& rows, float scale_log2) {
   if constexpr (kBegin == 0) {
     rows.alpha[0] = rows.alpha[1] = 1.f;
-    rows.grown = false;
   }
   bool exceeds = false;
 #pragma unroll
@@ -101,10 +100,11 @@ __device__ __forceinline__ void shift(Scores&& scores, ShiftedRows& rows, float 
     largest = max(largest, __float_as_int(scores(r, kEnd - 1)));
     exceeds |= largest > rows.limit[r];
   }
-  if (__any_sync(0xffffffff, exceeds)) {
+  bool const grows = __any_sync(0xffffffff, exceeds);
+  if (grows) {
     grow<kBegin, kEnd>(scores, rows);
-    rows.grown = true;
   }
+  rows.grown = kBegin == 0 ? grows : rows.grown || grows;
 }
 
 // S = 2^x in columns kBegin to kEnd.
