@@ -209,7 +209,11 @@ def harmless(program: Program, swap: Swap) -> str | None:
     if not any(_conflict(program, i, other) for i in first for other in second):
         if all(isinstance(i, (Wait, WgmmaWait, TmaStoreWait)) for i in second):
             return "acquires earlier"
-        if all(isinstance(i, (Arrive, NamedArrive, Expect)) for i in first):
+        waits = {
+            i.barrier for i in second if isinstance(i, Wait)
+        }  # of a role that loads for itself
+        arrives = all(isinstance(i, (Arrive, NamedArrive, Expect)) for i in first)
+        if arrives and not any(i.barrier in waits for i in first if isinstance(i, Arrive)):
             return "releases later"
         if all(isinstance(i, (Expect, Load, Advance)) for i in (*first, *second)):
             return "loads into stages that are free in another order"
@@ -222,7 +226,9 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "takes the turn before waiting for a stage: the order of products is for speed"
     if all(isinstance(i, InitBarrier) for i in (*first, *second)):
         return "initialises barriers in another order"
-    if isinstance(swap.first, WgmmaWait) and isinstance(swap.second, Arrive):
+    loads_itself = any(isinstance(i, Load) and i.cursor != i.buffer for i in _all(program))
+    retires = isinstance(swap.first, WgmmaWait) and not loads_itself
+    if retires and isinstance(swap.second, Arrive):
         site = next(site for site in sites(program) if site.path == swap.path)
         if _released_later(program, site, swap.second.cursor):
             return "a later release of the work tile covers it"
