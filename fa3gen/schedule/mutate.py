@@ -226,11 +226,17 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "takes the turn before waiting for a stage: the order of products is for speed"
     if all(isinstance(i, InitBarrier) for i in (*first, *second)):
         return "initialises barriers in another order"
-    loads_itself = any(isinstance(i, Load) and i.cursor != i.buffer for i in _all(program))
-    retires = isinstance(swap.first, WgmmaWait) and not loads_itself
-    if retires and isinstance(swap.second, Arrive):
+    if isinstance(swap.first, WgmmaWait) and isinstance(swap.second, Arrive):
         site = next(site for site in sites(program) if site.path == swap.path)
-        if _released_later(program, site, swap.second.cursor):
+        ring = program.ring(swap.second.cursor).name
+        refills = any(  # as a role without a producer does, at once
+            isinstance(other.instruction, Load)
+            and other.instruction.buffer == ring
+            and other.path[0] == site.path[0]
+            and other.path > site.path
+            for other in sites(program)
+        )
+        if not refills and _released_later(program, site, swap.second.cursor):
             return "a later release of the work tile covers it"
     return None
 
