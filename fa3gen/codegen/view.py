@@ -25,6 +25,7 @@ from fa3gen.schedule.program import (
     SyncCta,
     instructions,
 )
+from fa3gen.schedule.ranges import row_keys
 from fa3gen.schedule.schedule import Persistence, Schedule
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
@@ -98,6 +99,17 @@ class BoundsView:
 
 
 @dataclass(frozen=True)
+class MaskView:
+    """How scores are masked: element by element, or by the interval of keys that a row keeps."""
+
+    template: str  # of the function keep
+    function: str  # that applies it
+    keep: str = ""  # of an element
+    begin: str = ""  # of a row's keys
+    end: str = ""
+
+
+@dataclass(frozen=True)
 class KernelView:
     """The device translation unit."""
 
@@ -128,7 +140,7 @@ class KernelView:
     chunks_v: int
     wgmma_rows: int
     bounds: BoundsView
-    keep: str
+    mask: MaskView
     turns: dict[str, str]  # by segment, while there is another turn of its loop
     banner: tuple[str, ...]
 
@@ -200,7 +212,7 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
             every_end,
             bound(bounds.some_end, "params.seqlen_k"),
         ),
-        keep=_keep(program.keep),
+        mask=_mask(schedule, program),
         turns=_turns(program.unroll),
         banner=_banner(schedule, program),
     )
@@ -290,6 +302,20 @@ def _rings(program: Program, role: Role) -> tuple[RingView, ...]:
 def _runtime_name(symbol: str) -> str:
     """Lengths are kernel parameters; everything else is a local of the same name."""
     return f"params.{symbol}" if symbol in ("seqlen_q", "seqlen_k") else symbol
+
+
+def _mask(schedule: Schedule, program: Program) -> MaskView:
+    """By rows where their keys are an interval, which takes fewer instructions an element."""
+    keys = row_keys(schedule.spec.mask_expr)
+    if keys is None:
+        template = "forward/mask_elements.j2"
+        return MaskView(template, "mask_scores", keep=_keep(program.keep))
+    end = "params.seqlen_k"
+    if keys.end is not None:
+        end = f"max(min({print_cpp(keys.end, _runtime_name)}, {end}), 0)"
+    begin = "0" if keys.begin is None else f"max({print_cpp(keys.begin, _runtime_name)}, 0)"
+    begins = "false" if keys.begin is None else "true"
+    return MaskView("forward/mask_rows.j2", f"mask_rows<{begins}>", begin=begin, end=end)
 
 
 def _keep(keep: sympy.Basic) -> str:

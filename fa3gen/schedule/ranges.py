@@ -22,7 +22,7 @@ from fa3gen.schedule.comparisons import kept_keys
 from fa3gen.schedule.integers import Q_FIRST, Q_LAST, compiled
 from fa3gen.schedule.key_sets import Interval, of_every_row, over_tile
 
-__all__ = ["Q_FIRST", "Q_LAST", "KeyBounds", "TileRange", "key_bounds", "tile_range"]
+__all__ = ["Q_FIRST", "Q_LAST", "KeyBounds", "TileRange", "key_bounds", "row_keys", "tile_range"]
 
 _NO_KEYS = sympy.Integer(0)
 
@@ -89,6 +89,13 @@ def key_bounds(keep: sympy.Basic) -> KeyBounds:
     if every is None:
         return KeyBounds(some.begin, None, _NO_KEYS, some.end, False)
     return KeyBounds(some.begin, every.begin, every.end, some.end, True)
+
+
+def row_keys(keep: sympy.Basic) -> Interval | None:
+    """The keys that a row keeps, of those there are, if they are an interval: its bounds are
+    expressions in q and the lengths."""
+    kept = kept_keys(keep)
+    return kept.outer if kept.outer in kept.inner else None
 
 
 def tile_range(

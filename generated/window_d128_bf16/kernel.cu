@@ -130,12 +130,11 @@ struct ProductPV {
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
 CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
-// The mask: whether query row `row` keeps key `k`. Position q is the row's, aligned to the last key.
-CUTE_DEVICE bool keep(int row, int k, ForwardParams const& params) {
+// The mask: the keys that query row `row` keeps. Position q is the row's, aligned to the last key.
+CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
   [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
-  return k < params.seqlen_k && k <= q && q - 1023 <= k;
+  return {max(q - 1023, 0), max(min(q + 1, params.seqlen_k), 0)};
 }
-
 // The KV tiles that some query of a block keeps, and those that every one keeps whole.
 CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   [[maybe_unused]] int const q_first = m_block * kBlockM + params.seqlen_k - params.seqlen_q;
@@ -273,7 +272,7 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
     };
-    auto const kept = [&](int row, int k) { return keep(row, k, params); };
+    auto const kept = [&](auto... position) { return keep(position..., params); };
 
     fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;
@@ -312,7 +311,7 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
-        fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
+        fa3gen::mask_rows<true>(scores, first_row(tile), n * kBlockN, kept);
         fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
         fa3gen::raise<0, 8>(scores);
         fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
@@ -339,7 +338,7 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
+          fa3gen::mask_rows<true>(scores, first_row(tile), n * kBlockN, kept);
           fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
           fa3gen::raise<0, 8>(scores);
           fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
@@ -406,7 +405,7 @@ window_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::mask_scores(scores, first_row(tile), n * kBlockN, kept);
+          fa3gen::mask_rows<true>(scores, first_row(tile), n * kBlockN, kept);
           fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
           fa3gen::raise<0, 8>(scores);
           fa3gen::shift<8, 32>(scores, rows, params.scale_log2);

@@ -123,7 +123,7 @@ _FORMS = [
     (r"issue_gemm\w*<Product(\w+),", lambda m, n: ("Gemm", m[1])),
     (r"wgmma_wait<(\d)>", lambda m, n: ("WgmmaWait", int(m[1]))),
     (
-        r"mask_scores\(.*, (n|\(n [+-] \d+\)) \* kBlockN",
+        r"mask_(?:scores|rows<\w+>)\(.*, (n|\(n [+-] \d+\)) \* kBlockN",
         lambda m, n: ("mask", eval(m[1], {"n": n})),
     ),
     (r"fa3gen::convert<Element>\(tSr", lambda m, n: ("convert",)),

@@ -166,6 +166,43 @@ __device__ __forceinline__ void store_lse(float const (&lse)[kRows], ForwardPara
   }
 }
 
+// The keys begin <= k < end of one query row.
+struct RowKeys {
+  int begin;
+  int end;
+};
+
+// How many of a thread's 32 columns of 128 keys lie below a key, counted from the thread's first.
+__device__ __forceinline__ int columns_below(int key) {
+  int const within = min(max(key, 0), 128);
+  return within / 8 * 2 + min(within % 8, 2);
+}
+
+// S = S where keys(row) holds the key, -inf elsewhere, from one bit a column. kBegins: whether rows
+// may keep other keys than those from 0 on. Element (0, 0) of the tile is (row, key).
+template <bool kBegins, class Scores, class Keys>
+__device__ __forceinline__ void mask_rows(Scores&& scores, int row, int key, Keys keys) {
+  constexpr int kWord = 32;  // columns
+  int const first = key + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    RowKeys const kept = keys(row + 8 * r);
+#pragma unroll
+    for (int word = 0; word < cute::size<1>(scores); word += kWord) {
+      int const begin = kBegins ? columns_below(kept.begin - first - word * 4) : 0;
+      int const end = columns_below(kept.end - first - word * 4);
+      uint32_t bits;
+      asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(bits) : "r"(begin), "r"(max(end - begin, 0)));
+#pragma unroll
+      for (int c = word; c < min(word + kWord, int(cute::size<1>(scores))); ++c) {
+        if (!(bits >> (c - word) & 1)) {
+          scores(r, c) = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
 // S = S where keep(row, key) holds, -inf elsewhere. Element (0, 0) of the tile is (row, key).
 template <class Scores, class Keep>
 __device__ __forceinline__ void mask_scores(Scores&& scores, int row, int key, Keep keep) {
