@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import sympy
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fa3gen.dtypes import DType
-from fa3gen.schedule.ranges import KeyBounds, TileRange, key_bounds, tile_range
+from fa3gen.schedule.interpret import evaluate
+from fa3gen.schedule.ranges import KeyBounds, TileRange, key_bounds, row_keys, tile_range
+from fa3gen.spec import symbols
 from fa3gen.spec.formula import parse_mask
 from fa3gen.spec.model import InputSpec
 
@@ -193,6 +196,31 @@ def check(mask: str, bounds: KeyBounds, rows: range, lengths: tuple[int, int], n
         assert tiles.full_end >= tiles.end - 1, where
     assert bounds.exact or tiles.full_begin == tiles.full_end, where
     return tiles
+
+
+@pytest.mark.parametrize("mask", [*TIGHT, *SOUND, *NEVER_EXACT])
+def test_the_keys_of_a_row_are_an_interval_or_none_is_given(mask: str) -> None:
+    keys = row_keys(parse_mask(mask, {}))
+    for lengths in LENGTHS if keys is not None else ():
+        seqlen_q, seqlen_k = lengths
+        for q in range(seqlen_k - seqlen_q, seqlen_k):
+            sizes = zip((symbols.seqlen_q, symbols.seqlen_k), lengths, strict=True)
+            values = {symbol: torch.tensor(size) for symbol, size in sizes}
+            values |= {
+                symbols.q: torch.tensor(q),
+                symbols.row: torch.tensor(q - seqlen_k + seqlen_q),
+            }
+            begin = 0 if keys.begin is None else int(evaluate(keys.begin, values))
+            end = seqlen_k if keys.end is None else int(evaluate(keys.end, values))
+            row = [kept(mask, q, k, lengths) for k in range(seqlen_k)]
+            assert row == [begin <= k < end for k in range(seqlen_k)], (keys, q, lengths)
+
+
+def test_the_usual_masks_are_intervals() -> None:
+    usual = ("full", "causal", "window(7, 3)", "causal or prefix(5)", "chunk(5)", "k <= q // 2 + 3")
+    assert [mask for mask in usual if row_keys(parse_mask(mask, {})) is None] == []
+    parted = ("k != q", "window(3, 0) or prefix(2)", "k % 4 <= 1 or causal", "not chunk(4)")
+    assert [mask for mask in parted if row_keys(parse_mask(mask, {})) is not None] == []
 
 
 @pytest.mark.parametrize("mask", [*TIGHT, *SOUND, *NEVER_EXACT])
