@@ -8,8 +8,10 @@ Per KV tile and consumer warpgroup (64 rows, N keys; rates measured on an H200):
   sum, half a conversion; a mask 3 more; the rescaling of O one;
 * alone a warpgroup issues more slowly, and a step has a fixed latency: barriers, shuffles.
 
-The constants are fitted to 40 measured tiles (head dims 64, 128, 256; benchmarks/NOTES.md) at five
-lengths each; relative to one another the estimates of a head dim's tiles are good to 5 %.
+The constants are fitted to measured tiles (benchmarks/NOTES.md) at five lengths each: to 40 of head
+dims 64, 128, 256 where O is rescaled in each step; to 47 of head dims 96 to 256 where it is
+rescaled lazily, which hides most of the softmax but for its latency. Relative to one another the
+estimates of a head dim's tiles are good to 5 %, and to 2 % (root mean square).
 
 With W warpgroups taking turns, a step takes at least W times the products; one warpgroup's own
 chain, S = Q K^T, softmax and, without overlap, O += P V; and what the special-function unit and the
@@ -26,17 +28,35 @@ from dataclasses import dataclass
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.ranges import KeyBounds, tile_range
 
-__all__ = ["Cost", "estimate"]
+__all__ = ["Cost", "Rates", "estimate", "rates"]
 
-_SOFTMAX_CYCLES = 6.7  # of a warp's issue slot, an element a thread
-_MASK_CYCLES = 6.6
-_TENSOR_GAP = 240  # cycles of the tensor core, a step and warpgroup
-_CHAIN_CYCLES = 18  # more an element where one warpgroup issues alone
-_STEP_LATENCY = 90
-_WORK_LATENCY = 3600  # of a work tile: Q's arrival, the store of O
-_STORE_LATENCY = 1200  # more where the next Q waits for the store of O, staged over Q
 _LENGTHS = (1024, 2048, 4096, 8192, 16384)  # seqlen_q and seqlen_k that the choice is made for
 _SAMPLES = 12  # query tiles looked at for each length
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a kernel's steps take, in cycles."""
+
+    softmax: float  # of a warp's issue slot, an element a thread
+    mask: float
+    tensor_gap: float  # of the tensor core, a step and warpgroup
+    chain: float  # more an element where one warpgroup issues alone
+    step: float
+    work: float  # of a work tile: Q's arrival, the store of O
+    store: float  # more where the next Q waits for the store of O, staged over Q
+    odd: float = 0.0  # the part more that Q K^T takes of keys that are no multiple of 64
+    trio: float = 0.0  # and a step of three warpgroups
+    close: float = 1.05  # tiles of 128 keys are preferred if not so many times slower
+
+
+_EACH_STEP = Rates(6.7, 6.6, 240, 18, 90, 3600, 1200)
+_LAZY = Rates(3.5, 5.6, 0, 0, 587, 3550, 2600, 0.08, 0.02, 1.005)
+
+
+def rates(lazy_rescale: bool) -> Rates:
+    """The rates of kernels that rescale O lazily, or in each step."""
+    return _LAZY if lazy_rescale else _EACH_STEP
 
 
 @dataclass(frozen=True)
@@ -60,13 +80,14 @@ def estimate(
     overlap: int,
     bounds: KeyBounds,
     over_q: bool = False,
+    rates: Rates = _EACH_STEP,
 ) -> Cost:
     """The cost of (query rows, keys) tiles for head dims (qk, v); ``over_q``: O is staged there."""
-    step = _Step(*dims, *rows_and_keys, overlap)
-    limits = step.limits(_SOFTMAX_CYCLES)
+    step = _Step(*dims, *rows_and_keys, overlap, rates)
+    limits = step.limits(rates.softmax)
     bound = max(limits, key=lambda name: limits[name])
-    cycles = _cycles_per_row(step, bounds, _WORK_LATENCY + _STORE_LATENCY * over_q)
-    return Cost(step.interval(_SOFTMAX_CYCLES), step.products * step.warpgroups, bound, cycles)
+    cycles = _cycles_per_row(step, bounds, rates.work + rates.store * over_q)
+    return Cost(step.interval(rates.softmax), step.products * step.warpgroups, bound, cycles)
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,7 @@ class _Step:
     block_m: int
     block_n: int
     overlap: int
+    rates: Rates
 
     @property
     def warpgroups(self) -> int:
@@ -85,7 +107,8 @@ class _Step:
 
     @property
     def product_qk(self) -> float:
-        return self.dim_qk / 16 * self.block_n / 2
+        odd = self.rates.odd if self.block_n % 64 else 0.0
+        return self.dim_qk / 16 * self.block_n / 2 * (1 + odd)
 
     @property
     def product_v(self) -> float:
@@ -102,9 +125,9 @@ class _Step:
 
     def limits(self, cycles: float) -> dict[str, float]:
         """Lower bounds of a step, by what sets them."""
-        chain = self.product_qk + self.softmax(cycles + _CHAIN_CYCLES) + _STEP_LATENCY
+        chain = self.product_qk + self.softmax(cycles + self.rates.chain) + self.rates.step
         return {
-            "tensor core": self.warpgroups * (self.products + _TENSOR_GAP),
+            "tensor core": self.warpgroups * (self.products + self.rates.tensor_gap),
             "one warpgroup's chain": chain + (self.product_v if self.overlap == 1 else 0),
             "MUFU": self.block_m * self.block_n / 16,
             "issue": self.warpgroups * self.softmax(cycles) * 0.8,
@@ -112,7 +135,8 @@ class _Step:
 
     def interval(self, cycles: float) -> float:
         """Cycles of a step in the steady loop."""
-        return float(sum(x**4 for x in self.limits(cycles).values()) ** 0.25)
+        norm = float(sum(x**4 for x in self.limits(cycles).values()) ** 0.25)
+        return norm * (1 + self.rates.trio) if self.warpgroups == 3 else norm
 
 
 def _cycles_per_row(step: _Step, bounds: KeyBounds, latency: float) -> float:
@@ -123,8 +147,9 @@ def _cycles_per_row(step: _Step, bounds: KeyBounds, latency: float) -> float:
 
 def _at_length(step: _Step, bounds: KeyBounds, latency: float, length: int) -> float:
     """Cycles a query row at one seqlen_q = seqlen_k, over some of the query tiles."""
-    full, masked = step.interval(_SOFTMAX_CYCLES), step.interval(_SOFTMAX_CYCLES + _MASK_CYCLES)
-    edges = step.product_qk + step.softmax(_SOFTMAX_CYCLES + _MASK_CYCLES) + step.product_v
+    rates = step.rates
+    full, masked = step.interval(rates.softmax), step.interval(rates.softmax + rates.mask)
+    edges = step.product_qk + step.softmax(rates.softmax + rates.mask) + step.product_v
     blocks = -(-length // step.block_m)
     chosen = range(0, blocks, -(-blocks // _SAMPLES))
     total = 0.0

@@ -2,7 +2,7 @@
 
 A knob the user gives is kept and checked. Of the tiles that fit, the one with the fewest cycles a
 query row wins (``fa3gen.schedule.cost``); but KV tiles of 128 keys, which divide the usual lengths
-and measure better than the model has them, win over others that are less than 5 % better. The
+and measure better than the model has them, win over others that are a few percent better. The
 ``Choice`` tells what was weighed.
 """
 
@@ -12,7 +12,7 @@ import itertools
 
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.cost import estimate
+from fa3gen.schedule.cost import estimate, rates
 from fa3gen.schedule.needs import Setting, over_budget, over_q, producer_needs, product_dim
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
@@ -23,8 +23,7 @@ __all__ = ["choose_tiling"]
 
 _KEYS = range(16, 257, 16)  # of a KV tile
 _LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
-_WHOLE_KEYS = 128  # preferred,
-_CLOSE = 1.05  # if they are not so many times slower by the model
+_WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
 def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choice]:
@@ -68,18 +67,19 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, overlap: int, setting: Settin
     tile = spec.schedule.tile
     keys = [tile.n] if tile and tile.n else list(_KEYS)
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
+    pace = rates(_rescales_lazily(spec))
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
         tiles = list(itertools.product(rows, keys))
         problems = {shape: over_budget(spec, shape, setting) for shape in tiles}
         fitting = [shape for shape in tiles if not problems[shape]]
         if fitting:
             costs = {
-                shape: estimate(dims, shape, overlap, bounds, over_q(spec, shape, setting))
+                shape: estimate(dims, shape, overlap, bounds, over_q(spec, shape, setting), pace)
                 for shape in fitting
             }
             candidates = [Candidate(shape, cost) for shape, cost in costs.items()]
             candidates.sort(key=lambda c: (c.cost.cycles_per_row, -c.tile[1]))
-            enough = candidates[0].cost.cycles_per_row * _CLOSE
+            enough = candidates[0].cost.cycles_per_row * pace.close
             whole = [c for c in candidates if not c.tile[1] % _WHOLE_KEYS]
             best = next((c for c in whole if c.cost.cycles_per_row < enough), candidates[0])
             others = [candidate for candidate in candidates if candidate is not best]

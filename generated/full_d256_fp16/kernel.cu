@@ -4,7 +4,7 @@
 //   type        fp16, fp32 accumulation
 //   score       score
 //   mask        full
-//   work tile   128 queries by 80 keys a step
+//   work tile   128 queries by 64 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
 //   rings       1 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
@@ -12,7 +12,7 @@
 //   ping-pong   consumers take turns on the tensor core
 //   rescaling   lazy, where exponents would pass 14
 //   grid        CTA i takes work tiles i, i + grid, ...
-//   shared      229456 bytes
+//   shared      196688 bytes
 //   registers   producer 24, consumers 240
 #include <cuda.h>
 
@@ -35,7 +35,7 @@ using Element = __half;
 constexpr int kHeadDimQK = 256;  // in whole blocks of 16
 constexpr int kHeadDimV = 256;
 constexpr int kBlockM = 128;  // query rows of a work tile
-constexpr int kBlockN = 80;  // keys of a KV tile
+constexpr int kBlockN = 64;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
@@ -47,16 +47,16 @@ constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 4;
 constexpr int kChunksV = 4;
 constexpr int kQOffset = 0;  // 128 x 256
-constexpr int kKOffset = 65536;  // 80 x 256, 2 stages
-constexpr int kVOffset = 147456;  // 80 x 256, 2 stages
+constexpr int kKOffset = 65536;  // 64 x 256, 2 stages
+constexpr int kVOffset = 131072;  // 64 x 256, 2 stages
 constexpr int kOOffset = 0;  // 128 x 256
-constexpr int kQFullOffset = 229376;
-constexpr int kQEmptyOffset = 229384;
-constexpr int kKFullOffset = 229392;
-constexpr int kKEmptyOffset = 229408;
-constexpr int kVFullOffset = 229424;
-constexpr int kVEmptyOffset = 229440;
-constexpr int kSharedBytes = 229456;
+constexpr int kQFullOffset = 196608;
+constexpr int kQEmptyOffset = 196616;
+constexpr int kKFullOffset = 196624;
+constexpr int kKEmptyOffset = 196640;
+constexpr int kVFullOffset = 196656;
+constexpr int kVEmptyOffset = 196672;
+constexpr int kSharedBytes = 196688;
 constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
@@ -73,20 +73,18 @@ struct ProductQK {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "setp.ne.b32 p, %42, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 "
+        "setp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, "
-        "%24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39}, "
-        "%40, %41, p, 1, 1, 0, 0;\n"
+        "%24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, p, 1, 1, 0, 0;\n"
         "}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
           "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
@@ -204,7 +202,7 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // The tile with the last key.
           fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 40960);
+          fa3gen::expect_bytes(k_full[k.stage], 32768);
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
@@ -220,12 +218,12 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 40960);
+            fa3gen::expect_bytes(k_full[k.stage], 32768);
             fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
                 tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             k.advance();
             fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 40960);
+            fa3gen::expect_bytes(v_full[v.stage], 32768);
             fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
@@ -235,7 +233,7 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-          fa3gen::expect_bytes(v_full[v.stage], 40960);
+          fa3gen::expect_bytes(v_full[v.stage], 32768);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();
@@ -302,8 +300,8 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
         fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
         fa3gen::raise<0, 4>(scores);
-        fa3gen::shift<4, 20>(scores, rows, params.scale_log2);
-        fa3gen::raise<4, 20>(scores);
+        fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
+        fa3gen::raise<4, 16>(scores);
         fa3gen::add_sum(scores, rows);
         fa3gen::convert<Element>(tSrS, tOrP);
         --n;
@@ -328,7 +326,7 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
           k.advance();
           fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
           fa3gen::raise<0, 4>(scores);
-          fa3gen::shift<4, 20>(scores, rows, params.scale_log2);
+          fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
@@ -336,7 +334,7 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
           if (rows.grown) {
             fa3gen::rescale(output, rows);
           }
-          fa3gen::raise<4, 20>(scores);
+          fa3gen::raise<4, 16>(scores);
           fa3gen::add_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
         }
