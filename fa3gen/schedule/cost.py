@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.ranges import KeyBounds, tile_range
 
-__all__ = ["Cost", "Rates", "estimate", "rates"]
+__all__ = ["Cost", "Rates", "estimate", "rates_of"]
 
 _LENGTHS = (1024, 2048, 4096, 8192, 16384)  # seqlen_q and seqlen_k that the choice is made for
 _SAMPLES = 12  # query tiles looked at for each length
@@ -56,7 +56,7 @@ _EACH_STEP = Rates(6.7, 6.6, 240, 18, 90, 3600, 1200)
 _LAZY = Rates(3.5, 5.6, 0, 0, 587, 3550, 2600, 0.08, 0.02, 1.005)
 
 
-def rates(lazy_rescale: bool) -> Rates:
+def rates_of(lazy_rescale: bool) -> Rates:
     """The rates of kernels that rescale O lazily, or in each step."""
     return _LAZY if lazy_rescale else _EACH_STEP
 
@@ -81,8 +81,8 @@ def estimate(
     rows_and_keys: tuple[int, int],
     overlap: int,
     bounds: KeyBounds,
-    over_q: bool = False,
-    rates: Rates = _EACH_STEP,
+    over_q: bool,
+    rates: Rates,
 ) -> Cost:
     """The cost of (query rows, keys) tiles for head dims (qk, v); ``over_q``: O is staged there."""
     step = _Step(*dims, *rows_and_keys, overlap, rates)

@@ -12,7 +12,7 @@ import itertools
 
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.cost import estimate, rates
+from fa3gen.schedule.cost import estimate, rates_of
 from fa3gen.schedule.needs import Setting, over_budget, over_q, producer_needs, product_dim
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
@@ -67,7 +67,7 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, overlap: int, setting: Settin
     tile = spec.schedule.tile
     keys = [tile.n] if tile and tile.n else list(_KEYS)
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
-    pace = rates(_rescales_lazily(spec))
+    pace = rates_of(_rescales_lazily(spec))
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
         tiles = list(itertools.product(rows, keys))
         problems = {shape: over_budget(spec, shape, setting) for shape in tiles}
