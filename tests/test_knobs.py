@@ -44,6 +44,8 @@ def draw(seed: int) -> AttentionSpec:
         knobs["pingpong"] = warpgroups != 1 and knobs.get("overlap", 2) > 1 and pick.random() < 0.5
     if pick.random() < 0.2:
         knobs["warp_specialized"] = False
+    if max(dims) <= 96 and pick.random() < 0.5:
+        knobs["ctas_per_sm"] = 2
     if pick.random() < 0.5:
         knobs["lazy_rescale"] = pick.random() < 0.5
     return AttentionSpec(

@@ -139,6 +139,7 @@ class KernelView:
     chunks_qk: int
     chunks_v: int
     wgmma_rows: int
+    shared_limit: int  # bytes that a CTA may use
     bounds: BoundsView
     mask: MaskView
     turns: dict[str, str]  # by segment, while there is another turn of its loop
@@ -206,6 +207,7 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         chunks_qk=program.buffer("Q").cols // program.buffer("Q").chunk,
         chunks_v=program.buffer("V").cols // program.buffer("V").chunk,
         wgmma_rows=HOPPER.wgmma_rows,
+        shared_limit=HOPPER.share(program.ctas_per_sm).shared_bytes,
         bounds=BoundsView(
             bound(bounds.some_begin, "0"),
             bound(bounds.every_begin, "0"),
@@ -230,7 +232,7 @@ def host_view(schedule: Schedule, program: Program, meta: KernelMeta) -> HostVie
         longest_first=schedule.longest_first,
         persistent=schedule.tiling.persistence is not Persistence.NONE,
         claims=schedule.tiling.persistence is Persistence.DYNAMIC,
-        cta_per_sm=1,
+        cta_per_sm=program.ctas_per_sm,
     )
 
 
@@ -342,6 +344,7 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("mask", spec.mask),
         ("work tile", f"{tiling.block_m} queries by {tiling.block_n} keys a step"),
         ("warpgroups", f"{loader}, {tiling.warpgroups} consumers of 64 queries"),
+        *([("occupancy", f"{tiling.ctas_per_sm} CTAs an SM")] * (tiling.ctas_per_sm > 1)),
         ("rings", f"{program.buffer('Q').stages} of Q, {tiling.stages} of K, {tiling.stages} of V"),
         ("overlap", _OVERLAP[tiling.overlap]),
         ("P", "through shared memory" if tiling.p_shared else "in registers"),

@@ -63,6 +63,7 @@ class Tiling:
     producer_registers: int  # that the producer's work takes, of each thread
     p_shared: bool = False
     specialized: bool = True
+    ctas_per_sm: int = 1
     lazy_rescale: bool = False  # row maxima are followed only where exponents grow large
 
 

@@ -101,7 +101,8 @@ def _memory(schedule: Schedule) -> str:
         f"{b.name:8s} at {b.offset:6d}  {b.stages} mbarriers of {b.arrivals} arrivals"
         for b in memory.barriers
     ]
-    return "\n".join([*lines, f"total {memory.bytes} of {HOPPER.shared_bytes} B"])
+    limit = HOPPER.share(schedule.tiling.ctas_per_sm).shared_bytes
+    return "\n".join([*lines, f"total {memory.bytes} of {limit} B"])
 
 
 def _registers(schedule: Schedule) -> str:

@@ -1,4 +1,4 @@
-// Host side of fa3gen::causal_d128_bf16_50619c19: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::causal_d128_bf16_fce2ff37: its torch ops, and how its kernel is launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,7 +9,7 @@ namespace {
 using fa3gen::host::Tensor;
 
 constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::causal_d128_bf16_50619c19",
+    .op = "fa3gen::causal_d128_bf16_fce2ff37",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -38,11 +38,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d128_bf16_50619c19(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d128_bf16_50619c19_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d128_bf16_fce2ff37(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d128_bf16_fce2ff37_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d128_bf16_50619c19", TORCH_BOX(&forward));
-  m.impl("causal_d128_bf16_50619c19_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d128_bf16_fce2ff37", TORCH_BOX(&forward));
+  m.impl("causal_d128_bf16_fce2ff37_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::full_d128_bf16_8932adef: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::full_d128_bf16_1b37ca9b: its torch ops, and how its kernel is launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,7 +9,7 @@ namespace {
 using fa3gen::host::Tensor;
 
 constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::full_d128_bf16_8932adef",
+    .op = "fa3gen::full_d128_bf16_1b37ca9b",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -38,11 +38,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("full_d128_bf16_8932adef(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("full_d128_bf16_8932adef_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("full_d128_bf16_1b37ca9b(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("full_d128_bf16_1b37ca9b_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("full_d128_bf16_8932adef", TORCH_BOX(&forward));
-  m.impl("full_d128_bf16_8932adef_out", TORCH_BOX(&forward_out));
+  m.impl("full_d128_bf16_1b37ca9b", TORCH_BOX(&forward));
+  m.impl("full_d128_bf16_1b37ca9b_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::full_d256_fp16_c848758b: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::full_d256_fp16_82af569a: its torch ops, and how its kernel is launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,7 +9,7 @@ namespace {
 using fa3gen::host::Tensor;
 
 constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::full_d256_fp16_c848758b",
+    .op = "fa3gen::full_d256_fp16_82af569a",
     .element = fa3gen::host::fp16,
     .head_dim_qk = 256,
     .head_dim_v = 256,
@@ -38,11 +38,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("full_d256_fp16_c848758b(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("full_d256_fp16_c848758b_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("full_d256_fp16_82af569a(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("full_d256_fp16_82af569a_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("full_d256_fp16_c848758b", TORCH_BOX(&forward));
-  m.impl("full_d256_fp16_c848758b_out", TORCH_BOX(&forward_out));
+  m.impl("full_d256_fp16_82af569a", TORCH_BOX(&forward));
+  m.impl("full_d256_fp16_82af569a_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::mla_prefill_d192_128_bf16_f3484f5e: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::mla_prefill_d192_128_bf16_89f3ee1e: its torch ops, and how its kernel is launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,7 +9,7 @@ namespace {
 using fa3gen::host::Tensor;
 
 constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::mla_prefill_d192_128_bf16_f3484f5e",
+    .op = "fa3gen::mla_prefill_d192_128_bf16_89f3ee1e",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 192,
     .head_dim_v = 128,
@@ -38,11 +38,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("mla_prefill_d192_128_bf16_f3484f5e(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("mla_prefill_d192_128_bf16_f3484f5e_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("mla_prefill_d192_128_bf16_89f3ee1e(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("mla_prefill_d192_128_bf16_89f3ee1e_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("mla_prefill_d192_128_bf16_f3484f5e", TORCH_BOX(&forward));
-  m.impl("mla_prefill_d192_128_bf16_f3484f5e_out", TORCH_BOX(&forward_out));
+  m.impl("mla_prefill_d192_128_bf16_89f3ee1e", TORCH_BOX(&forward));
+  m.impl("mla_prefill_d192_128_bf16_89f3ee1e_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::window_d128_bf16_81a7c33f: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::window_d128_bf16_c4b6d18c: its torch ops, and how its kernel is launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,7 +9,7 @@ namespace {
 using fa3gen::host::Tensor;
 
 constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::window_d128_bf16_81a7c33f",
+    .op = "fa3gen::window_d128_bf16_c4b6d18c",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -38,11 +38,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("window_d128_bf16_81a7c33f(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("window_d128_bf16_81a7c33f_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("window_d128_bf16_c4b6d18c(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("window_d128_bf16_c4b6d18c_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("window_d128_bf16_81a7c33f", TORCH_BOX(&forward));
-  m.impl("window_d128_bf16_81a7c33f_out", TORCH_BOX(&forward_out));
+  m.impl("window_d128_bf16_c4b6d18c", TORCH_BOX(&forward));
+  m.impl("window_d128_bf16_c4b6d18c_out", TORCH_BOX(&forward_out));
 }
