@@ -92,7 +92,7 @@ def check_build(seed: int, folder: Any) -> None:
     """A drawn spec passes the build gates: no spills, no serialised products."""
     schedule = scheduled(seed)
     if schedule is not None:
-        build(source_of(schedule), folder / str(seed), find_toolchain())
+        build(source_of((schedule,)), folder / str(seed), find_toolchain())
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -188,6 +188,7 @@ class Schedule:
     memory: MemoryPlan | None = None
     registers: RegisterPlan | None = None
     choice: Choice | None = None
+    max_keys: int | None = None  # the most keys of a call that takes it; None: any number
 
     @property
     def depth(self) -> int:
