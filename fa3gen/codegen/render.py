@@ -79,7 +79,8 @@ def _kernel(
 ) -> KernelSource:
     view = kernel_view(schedule, program, variant, launch.meta)
     alternative = "FA3GEN_SWAP_COLUMNS" if schedule.tiling.lazy_rescale else None
-    return KernelSource(launch.meta, _tidy(_Renderer(environment, view).kernel()), alternative)
+    text = _tidy(_Renderer(environment, view).kernel())
+    return KernelSource(launch.meta, text, alternative, paced=schedule.tiling.ctas_per_sm == 1)
 
 
 def _environment() -> jinja2.Environment:

@@ -40,6 +40,7 @@ class KernelSource:
     meta: KernelMeta
     text: str
     alternative: str | None = None  # a macro that spells the kernel another way; the build tries it
+    paced: bool = False  # the build lowers the assembler's stall counts before exponentials
 
 
 @dataclass(frozen=True)

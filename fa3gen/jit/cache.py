@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fa3gen.errors import BuildError
-from fa3gen.jit import compiler, steps
+from fa3gen.jit import compiler, pace, pick, steps
 from fa3gen.jit.compiler import Progress
 from fa3gen.jit.entries import BUILDING, cache_directory, look
 from fa3gen.jit.toolchain import Toolchain, find_toolchain
@@ -41,9 +41,11 @@ def build_key(source: OpSource, toolchain: Toolchain) -> str:
 def _key_parts(source: OpSource, toolchain: Toolchain) -> Iterator[bytes]:
     yield repr(source.meta).encode()
     for kernel in source.kernels:
-        yield repr((kernel.meta, kernel.alternative)).encode()
+        yield repr((kernel.meta, kernel.alternative, kernel.paced)).encode()
         yield kernel.text.encode()
     yield source.host.encode()
+    for step in (pace.__file__, pick.__file__):
+        yield Path(str(step)).read_bytes()
     for path in sorted(INCLUDE.rglob("*")):
         if path.is_file():
             yield path.relative_to(INCLUDE).as_posix().encode()

@@ -6,7 +6,8 @@
     host.cpp  --c++-------------------------> host.o ──┴─> <op>.so
 
 Each kernel of a variant goes the way of kernel.cu. One with another spelling is compiled in both,
-and the better cubin becomes kernel.cubin (``fa3gen.jit.pick``).
+and the better cubin is taken (``fa3gen.jit.pick``); one that is paced has its stall counts lowered
+(``fa3gen.jit.pace``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from fa3gen.debug import COMPILER
 from fa3gen.errors import BuildError
 from fa3gen.jit.gates import KernelUsage, check_ptxas_log
-from fa3gen.jit.steps import build_graph, objects_of, spellings_of
+from fa3gen.jit.steps import build_graph, intermediates_of, objects_of
 from fa3gen.jit.toolchain import Toolchain
 from fa3gen.paths import INCLUDE
 from fa3gen.runtime.artifact import Artifact, KernelFacts, file_sha256
@@ -73,7 +74,7 @@ def build(
     facts = tuple(
         _facts(kernel, check_ptxas_log(log, kernel.meta.symbol)) for kernel in source.kernels
     )
-    for name in (*_TEMPORARY, *objects_of(source), *spellings_of(source)):
+    for name in (*_TEMPORARY, *objects_of(source), *intermediates_of(source)):
         (directory / name).unlink(missing_ok=True)
     artifact = _artifact(source, directory, toolchain, facts, time.monotonic() - started)
     artifact.write()
@@ -165,7 +166,7 @@ def _collect_log(source: OpSource, directory: Path, succeeded: bool) -> str:
     """Joins the steps' logs into build.log and returns its text. Of two spellings the log of the
     kernel has that of the one taken."""
     parts = []
-    unused = {f"{name}.log" for name in spellings_of(source)} if succeeded else set()
+    unused = {f"{name}.log" for name in intermediates_of(source)} if succeeded else set()
     for path in sorted(directory.glob("*.log")):
         if path.name != LOG and path.name not in unused:
             text = path.read_text(encoding="utf-8", errors="replace")

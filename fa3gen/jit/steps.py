@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from fa3gen.jit import pick
+from fa3gen.jit import pace, pick
 from fa3gen.jit.toolchain import Toolchain
 from fa3gen.paths import INCLUDE
 
@@ -21,8 +21,8 @@ __all__ = [
     "LINK_FLAGS",
     "LINK_LIBRARIES",
     "build_graph",
+    "intermediates_of",
     "objects_of",
-    "spellings_of",
 ]
 
 DEVICE_FLAGS = (
@@ -79,9 +79,14 @@ def objects_of(source: OpSource) -> tuple[str, ...]:
     return (_HOST_OBJECT, *(f"{kernel.meta.stem}.o" for kernel in source.kernels))
 
 
-def spellings_of(source: OpSource) -> tuple[str, ...]:
-    """The cubins of which one of two is taken."""
-    return tuple(cubin for kernel in source.kernels for cubin in _spellings(kernel))
+def intermediates_of(source: OpSource) -> tuple[str, ...]:
+    """The cubins on the way to those that are embedded."""
+    return tuple(
+        cubin
+        for kernel in source.kernels
+        for cubin in (*_spellings(kernel), _assembled(kernel))
+        if cubin != f"{kernel.meta.stem}.cubin"
+    )
 
 
 def _spellings(kernel: KernelSource) -> tuple[str, ...]:
@@ -89,10 +94,24 @@ def _spellings(kernel: KernelSource) -> tuple[str, ...]:
     return (f"{stem}.first.cubin", f"{stem}.second.cubin") if kernel.alternative else ()
 
 
+def _assembled(kernel: KernelSource) -> str:
+    """The kernel's cubin as the assembler made it."""
+    return f"{kernel.meta.stem}.assembled.cubin" if kernel.paced else f"{kernel.meta.stem}.cubin"
+
+
 def _cubin(kernel: KernelSource, command: Words) -> list[str]:
-    """A kernel's cubin, from one compilation or the better of two."""
+    """A kernel's cubin, from one compilation or the better of two, and then paced or not."""
+    steps = _compiled(kernel, command)
+    if kernel.paced:
+        stem, assembled = kernel.meta.stem, _assembled(kernel)
+        words = [sys.executable, "-I", pace.__file__, assembled, f"{stem}.cubin"]
+        steps.append(_step(f"{stem}_pace", words, f"{stem}.cubin", assembled))
+    return steps
+
+
+def _compiled(kernel: KernelSource, command: Words) -> list[str]:
     stem = kernel.meta.stem
-    text, cubin, spellings = f"{stem}.cu", f"{stem}.cubin", _spellings(kernel)
+    text, cubin, spellings = f"{stem}.cu", _assembled(kernel), _spellings(kernel)
     if not spellings:
         return [_step(stem, [*command, text, "-o", cubin], cubin, text)]
     steps = [

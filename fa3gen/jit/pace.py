@@ -1,0 +1,140 @@
+"""Let exponentials follow one another as fast as the special-function unit takes them.
+
+A step of the build, run as a program of its own: ``python pace.py IN OUT`` copies a cubin, with
+lower stall counts before exponentials.
+
+Every instruction carries the number of cycles after which its warp may issue the next one. The
+assembler uses it to space MUFU instructions 8 cycles apart, which is what the unit takes for a warp
+that has it alone. But the unit's queue holds a warp back by itself, and where several warps and a
+running product compete for issue slots and register ports, each delay adds to the fixed 8 cycles
+instead of going into them: a block of 64 exponentials takes 900 cycles and more, not 512.
+
+What a count must still do, beside pacing, is to keep an instruction of fixed latency ahead of those
+that read its result. So no two instructions come closer than they were, if they were closer than
+such latencies: ``_NEAR`` cycles from the arithmetic between exponentials to whatever may read its
+result, ``_FAR`` cycles from any other instruction to all that follow. Results of MUFU and memory
+are waited for by scoreboards, which stay as they are. The fields of an instruction are those that
+public disassemblers print; a field that is no register at worst keeps a count higher than need be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["main", "paced", "paced_cubin"]
+
+# Instructions of sm_90, 16 bytes each: the operation without its operands' kinds is in the lowest 9
+# bits, registers in bits 16-23 (written), 24-31, 32-39 and 64-71, the stall count in bits 105-108.
+_MUFU = 0x108
+_NOP = 0x118
+_CONVERT = 0x03E  # F2FP: two cycles an issue
+_ARITHMETIC = frozenset({_MUFU, _CONVERT, 0x020, 0x021, 0x023, 0x024, 0x002})  # FMUL FADD FFMA ..
+_STALL_BIT = 105 - 64
+_ZERO = 255  # reads as 0, and takes no result
+_NEAR = 6  # no latency of _ARITHMETIC is longer
+_FAR = 20  # nor of any other instruction of fixed latency
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # of a 64-bit ELF file
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    """What matters of an instruction."""
+
+    operation: int
+    written: int
+    read: frozenset[int]
+    stall: int
+
+    @staticmethod
+    def of(low: int, high: int) -> _Instruction:
+        fields = (low >> 24 & 0xFF, low >> 32 & 0xFF, high & 0xFF)
+        return _Instruction(
+            low & 0x1FF, low >> 16 & 0xFF, frozenset(fields) - {_ZERO}, high >> _STALL_BIT & 15
+        )
+
+    @property
+    def is_arithmetic(self) -> bool:
+        return self.operation in _ARITHMETIC
+
+    @property
+    def least(self) -> int:
+        """The count that its own issue needs."""
+        return 2 if self.operation in (_MUFU, _CONVERT) else 1
+
+    def distance(self, later: _Instruction) -> int:
+        """Cycles that keep a later instruction behind this one, if they were as many."""
+        if self.operation == _NOP:
+            return 0
+        if not self.is_arithmetic:
+            return _FAR
+        reads = not later.is_arithmetic or self.written in later.read
+        return _NEAR if reads or self.written == later.written else 0
+
+
+def paced(words: Sequence[tuple[int, int]]) -> list[int]:
+    """The stall counts of a straight run of instructions, (low, high) 64-bit words each."""
+    code = [_Instruction.of(*word) for word in words]
+    stalls = [one.stall for one in code]
+    for index, (one, following) in enumerate(itertools.pairwise(code)):
+        if following.operation == _MUFU and one.is_arithmetic:
+            stalls[index] = min(one.stall, one.least)
+    for index in range(len(code)):
+        _keep_behind(code, stalls, index)
+    return stalls
+
+
+def _keep_behind(code: Sequence[_Instruction], stalls: list[int], index: int) -> None:
+    """Raise lowered counts until an instruction is as far behind the ones before as it must be."""
+    was = now = 0
+    for earlier in range(index - 1, -1, -1):
+        was += max(code[earlier].stall, 1)
+        now += max(stalls[earlier], 1)
+        missing = min(was, code[earlier].distance(code[index])) - now
+        for place in range(index - 1, earlier - 1, -1):
+            if missing <= 0:
+                break
+            raised = min(missing, code[place].stall - stalls[place])
+            stalls[place] += raised
+            now += raised
+            missing -= raised
+        if now >= _FAR:
+            break
+
+
+def paced_cubin(cubin: bytes) -> tuple[bytes, int, int]:
+    """A cubin with lower counts, how many of them, and the cycles that they have less."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [_SECTION.unpack_from(cubin, table + size * i) for i in range(count)]
+    strings = sections[names][4]
+    result, changed, saved = bytearray(cubin), 0, 0
+    for name, _, _, _, offset, length, *_ in sections:
+        if not cubin[strings + name :].startswith(b".text."):
+            continue
+        words = list(struct.iter_unpack("<QQ", cubin[offset : offset + length]))
+        for index, ((low, high), stall) in enumerate(zip(words, paced(words), strict=True)):
+            before = high >> _STALL_BIT & 15
+            changed += stall != before
+            saved += before - stall
+            high += (stall - before) << _STALL_BIT
+            struct.pack_into("<QQ", result, offset + 16 * index, low, high)
+    return bytes(result), changed, saved
+
+
+def main(arguments: list[str]) -> None:
+    """Write the cubin ``arguments[0]`` to ``arguments[1]``, and print its log and what was done."""
+    source, target = map(Path, arguments)
+    cubin, changed, saved = paced_cubin(source.read_bytes())
+    target.write_bytes(cubin)
+    log = source.with_name(f"{source.name}.log")
+    print(log.read_text(encoding="utf-8", errors="replace"), end="")
+    print(f"{source.name}: {changed} stall counts lowered, by {saved} cycles together")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
