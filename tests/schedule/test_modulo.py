@@ -14,7 +14,9 @@ from fa3gen.errors import ScheduleError
 from fa3gen.ir.build import build_forward
 from fa3gen.ir.graph import OpGraph
 from fa3gen.ir.ops import GemmPV, GemmQK, Scope
-from fa3gen.schedule.modulo import BARE, COMPILED, Budget, ModuloSchedule, Timing, modulo_schedule
+from fa3gen.schedule.modulo import ModuloSchedule, Timing
+from fa3gen.schedule.solve import modulo_schedule
+from fa3gen.schedule.step import BARE, COMPILED, Budget
 from fa3gen.spec import AttentionSpec
 
 REGISTERS = {1: 248, 2: 240, 3: 160}
