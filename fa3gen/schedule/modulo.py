@@ -37,7 +37,8 @@ class Timing:
 class Turns:
     """How warpgroups share the tensor core: cycles behind the first, and the order of the products
     (warpgroup, operation) within an interval. No order of warpgroups follows from data; it is
-    ``binding``, and needs a barrier, where a product starts as another warpgroup's ends."""
+    ``binding``, and needs a barrier, where a product follows another warpgroup's so closely that
+    one which comes at the wrong time, between them, would put it off."""
 
     offsets: tuple[int, ...]
     order: tuple[tuple[int, str], ...]
@@ -94,8 +95,9 @@ class ModuloSchedule:
         """The order of the warpgroups on the tensor core."""
         products = [t for t in self.timings if t.op.startswith("Gemm")]
         products.sort(key=lambda t: t.start % self.interval)
+        longest = max(t.end - t.start for t in products)
         handed = any(
-            one.warpgroup != other.warpgroup and (other.start - one.end) % self.interval == 0
+            one.warpgroup != other.warpgroup and (other.start - one.end) % self.interval < longest
             for one, other in zip(products, products[1:] + products[:1], strict=True)
         )
         issues = {t.warpgroup: t.issue for t in products if t.op == "GemmQK"}

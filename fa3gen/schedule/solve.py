@@ -1,16 +1,17 @@
 """The steady loop by modulo scheduling: the least interval at which KV tiles can be handled.
 
 CP-SAT finds the times of ``fa3gen.schedule.modulo`` and the turns for the least II (by bisection:
-what fits one II fits the next, with an idle cycle put in), of those for the shortest live ranges of
-scores and P, of those for the least k.
+what fits one II fits the next, with an idle cycle put in), of those for the fewest tiles of scores
+and P that live, of those for the most slack: what the softmax may take longer before a product has
+to wait, for its times are means. Then for the shortest live ranges and the least k.
 
 * The tensor core does one product at a time. Q K^T is queued: its warpgroup goes on at once. P V
   with P in registers cannot be queued: its warpgroup stands until the tensor core takes it.
 * A warpgroup's softmax operations run one at a time and whole, but for the exponentials, of which
-  there are two parts. Each takes its warpgroup's own ``pace`` (percent of the time that the bare
-  instructions need), or 1/2 or 1/3 of what a unit can. MUFU, ALU and issue slots are shared (FMA
-  needs no more than its issue slots). The sum runs in the shadow of the exponentials, the
-  conversion of P there or apart.
+  there are two parts. Each takes the time of ``fa3gen.schedule.rates``, longer where two tiles of
+  scores live, or 1/2 or 1/3 of what a unit can. MUFU, ALU and issue slots are shared (FMA needs no
+  more than its issue slots). The sum runs in the shadow of the exponentials, the conversion of P
+  there or apart. Before its products a warpgroup stands for its turn.
 * A tile of scores lives from the issue of Q K^T to the end of the conversion, P from there to the
   end of P V: at most II times the tiles that the registers hold.
 * A stage of K or V is taken from its load's start to the end of the last warpgroup's product. Loads
@@ -26,37 +27,24 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from fa3gen.ir.graph import OpGraph
 from fa3gen.schedule.modulo import ModuloSchedule, Timing
 from fa3gen.schedule.step import (
     ARRIVAL,
-    COMPILED,
     DRAIN,
     GRID,
-    LATENCY,
     SHARE,
     TILES,
-    Budget,
     Pace,
     Part,
     Step,
-    make_step,
     units,
 )
 
-__all__ = ["modulo_schedule", "solve"]
+__all__ = ["solve"]
 
 _DEPTH = 4  # most stages of an operation after its Q K^T
 _EFFORT = 0.5  # deterministic seconds of a solve, after which its best answer stands
 _FOUND = (cp_model.OPTIMAL, cp_model.FEASIBLE)
-
-
-def modulo_schedule(
-    graph: OpGraph, warpgroups: int, budget: Budget, *, masked: bool = False, pace: int = COMPILED
-) -> ModuloSchedule:
-    """The best steady loop of a graph of 64 ``warpgroups`` query rows, with mask code or without;
-    ScheduleError if the registers hold not even one tile of scores and of P."""
-    return solve(make_step(graph, warpgroups, budget, pace, masked))
 
 
 def solve(step: Step) -> ModuloSchedule:
@@ -75,6 +63,11 @@ class _Loop:
         self.end: dict[str, Any] = {}
         self.stage: dict[str, Any] = {}
         self.turns = [self._var(0, interval - 1) for _ in range(step.warpgroups)]
+        self.latency = dict(step.latency)
+        self.counts = [self._var(1, TILES), self._var(1, TILES)]  # tiles of scores and of P
+        self.model.add_allowed_assignments(self.counts, step.tiles)
+        self.twice = self.model.new_bool_var("")  # two tiles of scores
+        self.model.add(self.counts[0] == 1 + self.twice)
         self.apart = self.model.new_bool_var("")  # the conversion
         self.model.add(self.turns[0] == 0)
         for one, other in itertools.pairwise(self.turns):
@@ -84,6 +77,7 @@ class _Loop:
         self._dependences()
         self._registers()
         self._rings()
+        self._pattern()
 
     def _var(self, low: int, high: int) -> Any:
         return self.model.new_int_var(low, high, "")
@@ -118,7 +112,10 @@ class _Loop:
             for turned in self._turned(offset)
             for lap in (0, self.interval)
         )
-        stream = [model.new_fixed_size_interval_var(product, 1, "")]
+        stream = [
+            model.new_fixed_size_interval_var(product, 1, ""),
+            model.new_fixed_size_interval_var(self.interval - step.turn, step.turn, ""),
+        ]
         shared = [taken for part in step.parts for taken in self._run(part, stream)]
         model.add_no_overlap(stream)
         for unit in range(3 if step.warpgroups > 1 else 0):
@@ -130,6 +127,9 @@ class _Loop:
         model, paces = self.model, part.paces
         chosen = [model.new_bool_var("") for _ in paces]
         model.add(sum(chosen) == (self.apart if part.op == "ConvertP" else 1))
+        for pace, choice in zip(paces, chosen, strict=True):
+            if pace.duration < part.slowed:
+                model.add_implication(choice, ~self.twice)
         duration: Any = sum(
             pace.duration * choice for pace, choice in zip(paces, chosen, strict=True)
         )
@@ -163,17 +163,15 @@ class _Loop:
     def _dependences(self) -> None:
         for source, target, distance in self.step.edges:
             begin: Any = 0 if target == "GemmQK" else self.start[target]  # of Q K^T, the issue
-            ready = self.end[source] + units(LATENCY.get(source, 0))
+            ready = self.end[source] + self.latency.get(source, 0)
             self.model.add(begin + distance * self.interval >= ready)
 
     def _registers(self) -> None:
         """Live ranges within the tiles of scores and P that the registers hold."""
         self.scores = self.end["ConvertP"]  # from the issue of Q K^T, at 0
         self.operands = self.end["GemmPV"] - self.start["ConvertP"]
-        counts = [self._var(1, TILES), self._var(1, TILES)]
-        self.model.add_allowed_assignments(counts, self.step.tiles)
-        self.model.add(self.scores <= counts[0] * self.interval)
-        self.model.add(self.operands <= counts[1] * self.interval)
+        self.model.add(self.scores <= self.counts[0] * self.interval)
+        self.model.add(self.operands <= self.counts[1] * self.interval)
 
     def _rings(self) -> None:
         """Loads in time for the first warpgroup; stages held until the last is done."""
@@ -190,9 +188,28 @@ class _Loop:
             self.held.append(last + self.turns[-1] - self.start[load])
             self.model.add(self.held[-1] <= stages * self.interval)
 
+    def _pattern(self) -> None:
+        """The stages of the softmax and of P V in the overlaps that may be."""
+        stages = [self.stage[name] for name in ("RowMax 0", "Exp 0", "Exp 1", "GemmPV")]
+        softmax = [max(overlap - 2, 0) for overlap in self.step.patterns]
+        allowed = [
+            (s, s, s, overlap - 1) for s, overlap in zip(softmax, self.step.patterns, strict=True)
+        ]
+        if allowed:
+            self.model.add_allowed_assignments(stages, allowed)
+
+    def _slack(self) -> Any:
+        """How much longer the softmax may take before a product waits."""
+        slack = self._var(0, self.interval)
+        ready = self.end["ConvertP"] + self.latency["ConvertP"]
+        self.model.add(self.start["GemmPV"] >= ready + slack)
+        free = self.counts[0] * self.interval - self.step.turn
+        self.model.add(self.scores + slack <= free + units(DRAIN))
+        return slack
+
     def minimise(self, solver: cp_model.CpSolver) -> None:
-        """From an answer on: shortest live ranges, of those least k; then even turns, and early
-        starts but late loads, so that one answer is the best."""
+        """From an answer on: fewest tiles, of those most slack, shortest live ranges, least k; then
+        even turns, and early starts but late loads, so that one answer is the best."""
         for index, value in enumerate(solver.response_proto.solution):
             self.model.add_hint(self.model.get_int_var_from_proto_index(index), value)
         count, interval = self.step.warpgroups, self.interval
@@ -205,8 +222,15 @@ class _Loop:
         names = [part.name for part in self.step.parts]
         rest = sum(self.held) + sum(self.start[name] for name in names)
         most = (len(names) + 2) * (_DEPTH + 2) * interval
-        goal = 2 * self.scores + self.operands  # registers times cycles
-        for term, bound in ((depth, _DEPTH), (uneven, count * interval), (rest, most)):
+        goal = 2 * self.counts[0] + self.counts[1]  # registers
+        live = 2 * self.scores + self.operands  # registers times cycles
+        for term, bound in (
+            (interval - self._slack(), interval),
+            (live, 3 * TILES * interval),
+            (depth, _DEPTH),
+            (uneven, count * interval),
+            (rest, most),
+        ):
             goal = goal * (bound + 1) + term
         self.model.minimize(goal)
 
@@ -223,7 +247,7 @@ class _Loop:
 def _search(step: Step) -> tuple[_Loop, cp_model.CpSolver, bool]:
     """The least interval, by doubled strides from the lower bound and then by halves, and the best
     answer there; whether it is proved."""
-    low = high = max(step.loads().values())
+    low = high = step.least_interval()
     stride, proved, found = 1, True, None
     while found is None or low < high:
         tried = (low + high) // 2 if found else high
@@ -270,12 +294,13 @@ def _answer(step: Step, loop: _Loop, solver: cp_model.CpSolver, proved: bool) ->
     timings = [timing(key, None, 0) for key in keys if key[0].startswith("Load")]
     for w, turn in enumerate(int(solver.value(turn)) for turn in loop.turns):
         timings += [timing(key, w, turn) for key in keys if not key[0].startswith("Load")]
+    score_tiles = -(-int(solver.value(loop.scores)) // interval)
     return ModuloSchedule(
         step.warpgroups,
         interval * GRID,
         step.flops,
-        tuple((unit, load * GRID) for unit, load in step.loads().items()),
-        -(-int(solver.value(loop.scores)) // interval),
+        tuple((unit, load * GRID) for unit, load in step.loads(score_tiles).items()),
+        score_tiles,
         -(-int(solver.value(loop.operands)) // interval),
         proved,
         tuple(timings),
