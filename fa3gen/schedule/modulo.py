@@ -7,12 +7,29 @@ warpgroups run the same code at the same times, but each later than the first by
 
 from __future__ import annotations
 
+import enum
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["ModuloSchedule", "Timing", "Turns"]
+__all__ = ["ModuloSchedule", "Origin", "Timing", "Turns"]
+
+
+class Origin(enum.Enum):
+    """Where the overlap and ping-pong of a schedule come from, as far as no knob gives them."""
+
+    STORED = "a stored solution"
+    SOLVED = "a solution found now"
+    UNSOLVED = (
+        "the rule (overlap 2, ping-pong of two and more warpgroups), for the problem is not among "
+        "the stored ones and ortools is not installed (extra: solver)"
+    )
+    UNSEEN = (
+        "the rule (overlap 2, ping-pong of two and more warpgroups), for the solver knows neither "
+        "P in shared memory nor consumers that load"
+    )
 
 
 @dataclass(frozen=True)
@@ -108,16 +125,28 @@ class ModuloSchedule:
         )
 
     def to_json(self) -> str:
-        """Canonical JSON: equal schedules have equal text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: equal schedules have equal text. A timing is a list without its stage and
+        offset, which follow from its issue."""
+        fields = asdict(self)
+        fields["timings"] = [
+            [t.op, t.part, t.warpgroup, t.issue, t.start, t.end] for t in self.timings
+        ]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> ModuloSchedule:
         """The schedule that ``to_json`` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        timings = tuple(Timing(**timing) for timing in fields.pop("timings"))
-        loads = tuple((unit, cycles) for unit, cycles in fields.pop("loads"))
-        return cls(**fields, loads=loads, timings=timings)
+        return cls.from_fields(json.loads(text))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> ModuloSchedule:
+        """The same from the JSON as it is parsed."""
+        timings = tuple(
+            Timing(op, part, warpgroup, issue, start, end, *divmod(issue, fields["interval"]))
+            for op, part, warpgroup, issue, start, end in fields["timings"]
+        )
+        loads = tuple((unit, cycles) for unit, cycles in fields["loads"])
+        return cls(**{**fields, "loads": loads, "timings": timings})
 
     def __str__(self) -> str:
         turns = self.turns
