@@ -52,24 +52,26 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a spec, its graph, schedule, budgets, modelled occupancy and Program."""
-    from fa3gen.schedule import make_schedule
+    from fa3gen.schedule import make_plan
     from fa3gen.schedule.lower import lower
     from fa3gen.schedule.show import schedule_json, show_schedule
     from fa3gen.spec import load_spec
     from fa3gen.timeline import simulate
 
-    schedule = make_schedule(load_spec(spec))
-    program = lower(schedule)
-    timeline = simulate(program, schedule.graph)
+    made = [(schedule, lower(schedule)) for schedule in make_plan(load_spec(spec))]
+    timelines = [simulate(program, schedule.graph) for schedule, program in made]
     if plot is not None:
         from fa3gen.plot import draw
 
-        draw(schedule.graph, timeline, plot)
+        draw(made[-1][0].graph, timelines[-1], plot)
     if as_json:
-        _print_json(schedule_json(schedule, program))
-    else:
+        _print_json([schedule_json(schedule, program) for schedule, program in made])
+        return
+    for (schedule, program), timeline in zip(made, timelines, strict=True):
+        if schedule.max_keys is not None:
+            print(f"==== the kernel of calls with up to {schedule.max_keys} keys\n")
         print(show_schedule(schedule))
-        print(f"\n== units of one SM, modelled\n{timeline}\n\n{program}")
+        print(f"\n== units of one SM, modelled\n{timeline}\n\n{program}\n")
 
 
 @app.command()
@@ -89,14 +91,15 @@ def generate(
     """Render specs to CUDA and C++ text, a folder each."""
     from fa3gen.driver import source_of
     from fa3gen.paths import SPECS
-    from fa3gen.schedule import make_schedule
+    from fa3gen.schedule import make_plan
     from fa3gen.spec import load_spec
 
     stale = []
     for spec in specs or sorted(path.stem for path in SPECS.glob("*.yaml")):
-        source = source_of(make_schedule(load_spec(spec)))
+        source = source_of(make_plan(load_spec(spec)))
         folder = output / source.meta.name
-        for name, text in (("kernel.cu", source.device), ("host.cpp", source.host)):
+        texts = {f"{kernel.meta.stem}.cu": kernel.text for kernel in source.kernels}
+        for name, text in {**texts, "host.cpp": source.host}.items():
             path = folder / name
             if check and (not path.is_file() or path.read_text() != text):
                 stale.append(str(path))
@@ -112,15 +115,17 @@ def generate(
 @app.command()
 def verify(specs: Specs, as_json: Json = False) -> None:
     """Prove the Programs of specs free of deadlocks and races."""
-    from fa3gen.schedule import make_program
+    from fa3gen.schedule import make_plan
     from fa3gen.schedule import verify as prove
+    from fa3gen.schedule.lower import lower
     from fa3gen.schedule.show import plain
     from fa3gen.spec import load_spec
 
     proofs: list[Any] = []
-    for spec in specs:
+    plans = ((spec, schedule) for spec in specs for schedule in make_plan(load_spec(spec)))
+    for spec, schedule in plans:
         started = time.perf_counter()
-        proof = prove(make_program(load_spec(spec)))
+        proof = prove(lower(schedule))
         seconds = round(time.perf_counter() - started, 3)
         if as_json:
             proofs.append({"spec": spec, "proof": plain(proof), "seconds": seconds})
@@ -140,10 +145,9 @@ def build(
 
     with build_progress() as progress:
         artifact = build_spec(spec, output, progress=progress)
-    print(
-        f"{artifact.op_name}: {artifact.registers} registers, "
-        f"{artifact.spill_bytes} bytes spilled, built in {artifact.build_seconds:.1f} s"
-    )
+    print(f"{artifact.op_name}: built in {artifact.build_seconds:.1f} s")
+    for kernel in artifact.kernels:
+        print(f"{kernel}, {kernel.registers} registers, {kernel.spill_bytes} bytes spilled")
 
 
 @app.command()

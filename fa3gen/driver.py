@@ -10,11 +10,12 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from fa3gen import debug
 from fa3gen.errors import InputError, ToolchainError
@@ -27,16 +28,17 @@ from fa3gen.runtime.attention import CAPABILITY, Attention
 from fa3gen.runtime.op import register, register_interpreted
 
 if TYPE_CHECKING:
-    from fa3gen.codegen import KernelSource
+    from fa3gen.codegen import OpSource
     from fa3gen.jit.toolchain import Toolchain
     from fa3gen.schedule import Schedule
     from fa3gen.spec import AttentionSpec
 
-__all__ = ["SpecLike", "build", "compile", "interpreted", "source_of"]
+__all__ = ["SpecLike", "build", "compile", "gpu_name", "interpreted", "own_table", "source_of"]
 
 SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec"
 Progress = Callable[[str], None]
 
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver: on Linux, and in WSL
 
 
@@ -50,16 +52,16 @@ def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     """
     debug.set_up()
     if not _may_have_gpu():
-        return interpreted(_scheduled(spec))
+        return interpreted(_planned(spec))
     request = _Request.of(spec)
     if found := request.find():
         with contextlib.suppress(InputError):  # damaged: it is built again
             return Attention(register(found), spec=request.load, artifact=found)
-    schedule = _scheduled(spec)
+    plan = _planned(spec)
     if not has_hopper():
-        return interpreted(schedule)
-    artifact = request.build(schedule, progress)
-    return Attention(register(artifact), spec=schedule.spec, artifact=artifact)
+        return interpreted(plan)
+    artifact = request.build(plan, progress)
+    return Attention(register(artifact), spec=plan[0].spec, artifact=artifact)
 
 
 def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = None) -> Artifact:
@@ -74,32 +76,40 @@ def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = 
     request = _Request.of(spec)
     artifact = request.find()
     if artifact is None or look(artifact.directory) is None:
-        artifact = request.build(_scheduled(spec), progress)
+        artifact = request.build(_planned(spec), progress)
     shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
     return Artifact.read(target)
 
 
-def source_of(schedule: Schedule) -> KernelSource:
-    """The proved source of a schedule: its Program is verified before it is rendered."""
+def source_of(plan: Sequence[Schedule]) -> OpSource:
+    """The proved source of a launch plan: its Programs are verified before they are rendered."""
     from fa3gen.codegen import render
     from fa3gen.schedule import verify
     from fa3gen.schedule.lower import lower
 
-    program = lower(schedule)
-    _log("schedule", debug.PASSES, "the Program:\n%s", program)
-    _log("schedule", debug.CHOICES, "%s", verify(program))
-    source = render(schedule)
-    _log("codegen", debug.SOURCE, "kernel.cu:\n%s", source.device)
+    for schedule in plan:
+        program = lower(schedule)
+        _log("schedule", debug.PASSES, "the Program:\n%s", program)
+        _log("schedule", debug.CHOICES, "%s", verify(program))
+    source = render(plan)
+    for kernel in source.kernels:
+        _log("codegen", debug.SOURCE, "%s.cu:\n%s", kernel.meta.stem, kernel.text)
     _log("codegen", debug.SOURCE, "host.cpp:\n%s", source.host)
     return source
 
 
-def interpreted(schedule: Schedule) -> Attention:
-    """An op that runs a schedule's Program on CPU tensors."""
+def interpreted(plan: Sequence[Schedule]) -> Attention:
+    """An op that runs a launch plan's Programs on CPU tensors."""
     from fa3gen.schedule.interpret import Interpreter
 
-    meta = source_of(schedule).meta
-    return Attention(register_interpreted(meta, Interpreter(schedule)), spec=schedule.spec)
+    kernels = [(schedule.max_keys, Interpreter(schedule)) for schedule in plan]
+
+    def run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        keys = k.shape[1]
+        kernel = next(kernel for limit, kernel in kernels if limit is None or keys <= limit)
+        return kernel(q, k, v, scale)
+
+    return Attention(register_interpreted(source_of(plan).meta, run), spec=plan[0].spec)
 
 
 def has_hopper() -> bool:
@@ -108,6 +118,28 @@ def has_hopper() -> bool:
         torch.cuda.get_device_capability(device) == CAPABILITY
         for device in range(torch.cuda.device_count())
     )
+
+
+def gpu_name() -> str | None:
+    """The model of this machine's first GPU, as NVIDIA's driver gives it; CUDA is not started."""
+    for place in sorted(_GPUS.glob("*/information")):
+        for line in place.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key == "Model" and value.strip():
+                return value.strip()
+    return None
+
+
+def own_table() -> Path:
+    """Where ``fa3gen tune`` keeps what it found on this machine; it may not exist."""
+    return cache_directory() / "tuned.json"
+
+
+def _tuning() -> bytes:
+    """What kernels follow from beside their spec: the GPU, and the table of this machine."""
+    table = own_table()
+    found = table.read_bytes() if table.is_file() else b""
+    return f"{gpu_name()}\n".encode() + found
 
 
 def _may_have_gpu() -> bool:
@@ -121,13 +153,15 @@ def _may_have_gpu() -> bool:
     return any(os.path.exists(device) for device in _DEVICES)
 
 
-def _scheduled(spec: SpecLike) -> Schedule:
-    from fa3gen.schedule import make_schedule
+def _planned(spec: SpecLike) -> tuple[Schedule, ...]:
+    from fa3gen.schedule import make_plan
+    from fa3gen.schedule.tuned import SHIPPED
     from fa3gen.spec import load_spec
 
-    schedule = make_schedule(load_spec(spec))
-    _log("schedule", debug.CHOICES, "%s: %s", schedule.spec.name, schedule.tiling)
-    return schedule
+    plan = make_plan(load_spec(spec), gpu=gpu_name(), tables=(own_table(), SHIPPED))
+    for schedule in plan:
+        _log("schedule", debug.CHOICES, "%s: %s", schedule.spec.name, schedule.tiling)
+    return plan
 
 
 def _log(package: str, level: int, message: str, *values: object) -> None:
@@ -168,11 +202,11 @@ class _Request(NamedTuple):
             return None
         return index.find(self.root, self.key)
 
-    def build(self, schedule: Schedule, progress: Progress | None) -> Artifact:
+    def build(self, plan: Sequence[Schedule], progress: Progress | None) -> Artifact:
         """The kernel, found under its full key or built, and then noted in the index."""
         from fa3gen.jit.cache import build_cached
 
-        artifact = build_cached(source_of(schedule), toolchain=self.toolchain, progress=progress)
+        artifact = build_cached(source_of(plan), toolchain=self.toolchain, progress=progress)
         # What the key was made of may have changed since: the spec's file, fa3gen's own files.
         if self.key and self.toolchain and self.key == _index_key(self.spec, self.toolchain)[1]:
             index.record(self.root, self.key, artifact)
@@ -184,6 +218,6 @@ def _index_key(spec: SpecLike, toolchain: Toolchain) -> tuple[SpecSource | None,
     if source is None:
         return None, None
     try:
-        return source, index.index_key(source, toolchain)
+        return source, index.index_key(source, toolchain, _tuning())
     except OSError:  # a file of fa3gen's went away while it was read
         return source, None

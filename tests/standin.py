@@ -7,17 +7,21 @@ from pathlib import Path
 
 import jinja2
 
-from fa3gen.codegen.source import KernelMeta, KernelSource
+from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMeta
 from fa3gen.dtypes import DType
 from fa3gen.paths import TEMPLATES
 
-META = KernelMeta(
+META = VariantMeta(
     name="standin",
     op_name="standin_00000001",
-    symbol="standin_kernel",
     dtype=DType.BF16,
     head_dim_qk=128,
     head_dim_v=128,
+)
+KERNEL = KernelMeta(
+    stem="kernel",
+    symbol="standin_kernel",
+    max_keys=None,
     block_m=128,
     block_n=128,
     threads=128,
@@ -36,10 +40,10 @@ class MapView:
 
 
 @dataclass(frozen=True)
-class HostView:
-    """The host template's one variable."""
+class LaunchView:
+    """One kernel, as the host template reads it."""
 
-    meta: KernelMeta = META
+    meta: KernelMeta = KERNEL
     maps: tuple[MapView, ...] = field(
         default=(MapView("q", 128), MapView("k", 128), MapView("v", 128), MapView("o", 64))
     )
@@ -47,6 +51,14 @@ class HostView:
     persistent: bool = True
     claims: bool = False
     cta_per_sm: int = 1
+
+
+@dataclass(frozen=True)
+class HostView:
+    """The host template's one variable."""
+
+    variant: VariantMeta = META
+    kernels: tuple[LaunchView, ...] = (LaunchView(),)
 
 
 def render_host(view: HostView) -> str:
@@ -63,8 +75,9 @@ def render_host(view: HostView) -> str:
     return environment.get_template("host/host.cpp.j2").render(host=view)
 
 
-def standin_source(view: HostView | None = None) -> KernelSource:
+def standin_source(view: HostView | None = None) -> OpSource:
     """The stand-in's text."""
     view = view or HostView()
-    device = Path(__file__).with_name("standin.cu").read_text(encoding="utf-8")
-    return KernelSource(meta=view.meta, device=device, host=render_host(view))
+    text = Path(__file__).with_name("standin.cu").read_text(encoding="utf-8")
+    kernels = tuple(KernelSource(kernel.meta, text) for kernel in view.kernels)
+    return OpSource(view.variant, kernels, render_host(view))

@@ -166,10 +166,7 @@ def schedule_text(op: Callable[..., Any]) -> str | None:
     artifact = getattr(op, "artifact", None)
     if artifact is None:
         return None
-    return (
-        f"tile {artifact.block_m}x{artifact.block_n}, {artifact.threads} threads, "
-        f"{artifact.smem_bytes} bytes of shared memory"
-    )
+    return "; ".join(str(kernel) for kernel in artifact.kernels)
 
 
 def _describe(problem: Problem, device: torch.device | str) -> dict[str, Any]:

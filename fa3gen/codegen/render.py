@@ -1,4 +1,4 @@
-"""Schedule and Program to KernelSource, through Jinja: a pure function of its input.
+"""Schedules and their Programs to OpSource, through Jinja: a pure function of its input.
 
 Each node of a Program has one template, named after its class: ``control/for_tiles_full`` for a
 loop over full tiles, ``stages/calc_row_max`` for a computation. A template gets its node as ``op``,
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections.abc import Sequence
 
 import jinja2
 
 from fa3gen import _version
-from fa3gen.codegen.source import KernelMeta, KernelSource
-from fa3gen.codegen.view import KernelView, host_view, kernel_view
+from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMeta
+from fa3gen.codegen.view import HostView, KernelView, LaunchView, kernel_view, launch_view
 from fa3gen.errors import RenderError
 from fa3gen.paths import TEMPLATES
 from fa3gen.schedule.lower import lower
@@ -48,21 +49,37 @@ __all__ = ["render", "template_name"]
 _INDENT = 2
 
 
-def render(schedule: Schedule) -> KernelSource:
-    """The kernel of a schedule as CUDA and C++ text; RenderError if a template lacks a name."""
-    program = lower(schedule)
-    meta = _meta(schedule, program)
+def render(plan: Sequence[Schedule]) -> OpSource:
+    """The kernels of a launch plan as CUDA and C++ text; RenderError if a template lacks a name.
+
+    ``plan``: schedules of one spec in the order in which a call tries them.
+    """
     environment = _environment()
+    programs = [lower(schedule) for schedule in plan]
+    variant = _variant(plan)
     try:
-        kernel = kernel_view(schedule, program, meta)
-        device = _Renderer(environment, kernel).kernel()
+        views = [_launch(*pair) for pair in zip(plan, programs, strict=True)]
+        kernels = tuple(
+            _kernel(environment, variant, *made) for made in zip(plan, programs, views, strict=True)
+        )
         host = environment.get_template("host/host.cpp.j2").render(
-            host=host_view(schedule, program, meta)
+            host=HostView(variant, tuple(views))
         )
     except jinja2.TemplateError as error:
-        raise RenderError(f"{schedule.spec.name}: {error}") from error
+        raise RenderError(f"{variant.name}: {error}") from error
+    return OpSource(variant, kernels, _tidy(host))
+
+
+def _kernel(
+    environment: jinja2.Environment,
+    variant: VariantMeta,
+    schedule: Schedule,
+    program: Program,
+    launch: LaunchView,
+) -> KernelSource:
+    view = kernel_view(schedule, program, variant, launch.meta)
     alternative = "FA3GEN_SWAP_COLUMNS" if schedule.tiling.lazy_rescale else None
-    return KernelSource(meta, _tidy(device), _tidy(host), alternative)
+    return KernelSource(launch.meta, _tidy(_Renderer(environment, view).kernel()), alternative)
 
 
 def _environment() -> jinja2.Environment:
@@ -77,22 +94,27 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _meta(schedule: Schedule, program: Program) -> KernelMeta:
-    spec = schedule.spec
-    identity = "\n".join([_version.__version__, spec.canonical(), str(schedule.tiling)])
+def _variant(plan: Sequence[Schedule]) -> VariantMeta:
+    spec = plan[0].spec
+    choices = [f"{schedule.max_keys} {schedule.tiling}" for schedule in plan]
+    identity = "\n".join([_version.__version__, spec.canonical(), *choices])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    return KernelMeta(
-        name=spec.name,
-        op_name=f"{spec.name}_{digest}",
-        symbol=f"{spec.name}_forward",
-        dtype=spec.dtype,
-        head_dim_qk=spec.head_dim.qk,
-        head_dim_v=spec.head_dim.v,
+    op_name = f"{spec.name}_{digest}"
+    return VariantMeta(spec.name, op_name, spec.dtype, spec.head_dim.qk, spec.head_dim.v)
+
+
+def _launch(schedule: Schedule, program: Program) -> LaunchView:
+    end = "" if schedule.max_keys is None else f"_to_{schedule.max_keys}"
+    meta = KernelMeta(
+        stem=f"kernel{end}",
+        symbol=f"{schedule.spec.name}_forward{end}",
+        max_keys=schedule.max_keys,
         block_m=program.block_m,
         block_n=program.block_n,
         threads=program.threads,
         smem_bytes=program.shared_bytes,
     )
+    return launch_view(schedule, program, meta)
 
 
 class _Renderer:

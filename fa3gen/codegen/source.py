@@ -1,4 +1,4 @@
-"""KernelSource: the text of one kernel and its host side, and the facts that go with it."""
+"""OpSource: the text of a variant's kernels and its host side, and the facts that go with it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ from dataclasses import dataclass
 
 from fa3gen.dtypes import DType
 
-__all__ = ["KernelMeta", "KernelSource"]
+__all__ = ["KernelMeta", "KernelSource", "OpSource", "VariantMeta"]
+
+
+@dataclass(frozen=True)
+class VariantMeta:
+    """What the runtime must know of a variant without reading its text."""
+
+    name: str  # the spec's name, a C identifier
+    op_name: str  # torch op name inside the namespace fa3gen: <name>_<hash8>
+    dtype: DType  # of q, k, v and out
+    head_dim_qk: int
+    head_dim_v: int
 
 
 @dataclass(frozen=True)
 class KernelMeta:
-    """What the build and the runtime must know of a kernel without reading its text."""
+    """What the build and the launch must know of one kernel."""
 
-    name: str  # the spec's name, a C identifier
-    op_name: str  # torch op name inside the namespace fa3gen: <name>_<hash8>
-    symbol: str  # the kernel's extern "C" name in the cubin
-    dtype: DType  # of q, k, v and out
-    head_dim_qk: int
-    head_dim_v: int
+    stem: str  # its files' name without a suffix
+    symbol: str  # its extern "C" name in the cubin
+    max_keys: int | None  # the most keys of a call that takes it; None: any number
     block_m: int  # query rows of a work tile
     block_n: int  # keys of a KV tile
     threads: int  # of a CTA
@@ -27,9 +35,21 @@ class KernelMeta:
 
 @dataclass(frozen=True)
 class KernelSource:
-    """CUDA and C++ text of one kernel: a pure function of spec, schedule and templates."""
+    """CUDA text of one kernel, compiled to a cubin."""
 
     meta: KernelMeta
-    device: str  # the .cu translation unit (compiled to a cubin)
-    host: str  # the .cpp translation unit (torch stable ABI, embeds the cubin)
+    text: str
     alternative: str | None = None  # a macro that spells the kernel another way; the build tries it
+
+
+@dataclass(frozen=True)
+class OpSource:
+    """CUDA and C++ text of a variant: a pure function of spec, schedules and templates.
+
+    ``kernels``: a call takes the first whose ``max_keys`` is not below its keys; the last takes any
+    number.
+    """
+
+    meta: VariantMeta
+    kernels: tuple[KernelSource, ...]
+    host: str  # the .cpp translation unit (torch stable ABI, embeds the cubins)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.codegen.cpp import print_cpp
-from fa3gen.codegen.source import KernelMeta
+from fa3gen.codegen.source import KernelMeta, VariantMeta
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import product_dim
 from fa3gen.schedule.program import (
@@ -30,7 +30,16 @@ from fa3gen.schedule.schedule import Persistence, Schedule
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
 
-__all__ = ["HostView", "KernelView", "MapView", "RingView", "RoleView", "kernel_view"]
+__all__ = [
+    "HostView",
+    "KernelView",
+    "LaunchView",
+    "MapView",
+    "RingView",
+    "RoleView",
+    "kernel_view",
+    "launch_view",
+]
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ class MapView:
 
 
 @dataclass(frozen=True)
-class HostView:
-    """The host translation unit."""
+class LaunchView:
+    """How the host launches one kernel."""
 
     meta: KernelMeta
     maps: tuple[MapView, ...]
@@ -72,6 +81,14 @@ class HostView:
     persistent: bool
     claims: bool  # work tiles are claimed from a counter
     cta_per_sm: int
+
+
+@dataclass(frozen=True)
+class HostView:
+    """The host translation unit."""
+
+    variant: VariantMeta
+    kernels: tuple[LaunchView, ...]
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,7 @@ class MaskView:
 class KernelView:
     """The device translation unit."""
 
+    variant: VariantMeta
     meta: KernelMeta
     program: Program
     thread_setup: tuple[Node, ...]  # by one thread
@@ -139,6 +157,7 @@ class KernelView:
     chunks_qk: int
     chunks_v: int
     wgmma_rows: int
+    shared_limit: int  # bytes that a CTA may use
     bounds: BoundsView
     mask: MaskView
     turns: dict[str, str]  # by segment, while there is another turn of its loop
@@ -170,7 +189,9 @@ _ELEMENTS = {"bf16": "__nv_bfloat16", "fp16": "__half"}
 _PTX_TYPES = {"bf16": "bf16", "fp16": "f16"}
 
 
-def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> KernelView:
+def kernel_view(
+    schedule: Schedule, program: Program, variant: VariantMeta, meta: KernelMeta
+) -> KernelView:
     """The device side of a Program."""
     bounds = schedule.bounds
 
@@ -180,6 +201,7 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
     scores = [tile.name for tile in program.tiles if tile.name.startswith("S")]
     every_end = "0" if not bounds.exact else bound(bounds.every_end, "params.seqlen_k")
     return KernelView(
+        variant=variant,
         meta=meta,
         program=program,
         thread_setup=tuple(node for node in program.setup if not isinstance(node, SyncCta)),
@@ -206,6 +228,7 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
         chunks_qk=program.buffer("Q").cols // program.buffer("Q").chunk,
         chunks_v=program.buffer("V").cols // program.buffer("V").chunk,
         wgmma_rows=HOPPER.wgmma_rows,
+        shared_limit=HOPPER.share(program.ctas_per_sm).shared_bytes,
         bounds=BoundsView(
             bound(bounds.some_begin, "0"),
             bound(bounds.every_begin, "0"),
@@ -218,19 +241,19 @@ def kernel_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Kerne
     )
 
 
-def host_view(schedule: Schedule, program: Program, meta: KernelMeta) -> HostView:
+def launch_view(schedule: Schedule, program: Program, meta: KernelMeta) -> LaunchView:
     """The host side of a Program: one tensor map a tensor."""
     rows = {"q": "Q", "k": "K", "v": "V"}
     chunk, swizzle = program.buffers[0].chunk, HOPPER.swizzle_bytes
     maps = [MapView(name, program.buffer(tile).rows, chunk, swizzle) for name, tile in rows.items()]
     maps.append(MapView("o", HOPPER.wgmma_rows, chunk, swizzle))
-    return HostView(
+    return LaunchView(
         meta=meta,
         maps=tuple(maps),
         longest_first=schedule.longest_first,
         persistent=schedule.tiling.persistence is not Persistence.NONE,
         claims=schedule.tiling.persistence is Persistence.DYNAMIC,
-        cta_per_sm=1,
+        cta_per_sm=program.ctas_per_sm,
     )
 
 
@@ -340,8 +363,10 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("type", f"{spec.dtype.value}, fp32 accumulation"),
         ("score", spec.score),
         ("mask", spec.mask),
+        *([("keys", f"up to {schedule.max_keys} of a call")] * (schedule.max_keys is not None)),
         ("work tile", f"{tiling.block_m} queries by {tiling.block_n} keys a step"),
         ("warpgroups", f"{loader}, {tiling.warpgroups} consumers of 64 queries"),
+        *([("occupancy", f"{tiling.ctas_per_sm} CTAs an SM")] * (tiling.ctas_per_sm > 1)),
         ("rings", f"{program.buffer('Q').stages} of Q, {tiling.stages} of K, {tiling.stages} of V"),
         ("overlap", _OVERLAP[tiling.overlap]),
         ("P", "through shared memory" if tiling.p_shared else "in registers"),

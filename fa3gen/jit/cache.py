@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fa3gen.errors import BuildError
-from fa3gen.jit import compiler
+from fa3gen.jit import compiler, steps
 from fa3gen.jit.compiler import Progress
 from fa3gen.jit.entries import BUILDING, cache_directory, look
 from fa3gen.jit.toolchain import Toolchain, find_toolchain
@@ -24,12 +24,12 @@ from fa3gen.runtime.artifact import Artifact
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from fa3gen.codegen.source import KernelSource
+    from fa3gen.codegen.source import OpSource
 
 __all__ = ["build_cached", "build_key"]
 
 
-def build_key(source: KernelSource, toolchain: Toolchain) -> str:
+def build_key(source: OpSource, toolchain: Toolchain) -> str:
     """Hex SHA-256 over all that the library's bytes depend on."""
     digest = hashlib.sha256()
     for part in _key_parts(source, toolchain):
@@ -38,27 +38,24 @@ def build_key(source: KernelSource, toolchain: Toolchain) -> str:
     return digest.hexdigest()
 
 
-def _key_parts(source: KernelSource, toolchain: Toolchain) -> Iterator[bytes]:
+def _key_parts(source: OpSource, toolchain: Toolchain) -> Iterator[bytes]:
     yield repr(source.meta).encode()
-    yield source.device.encode()
+    for kernel in source.kernels:
+        yield repr((kernel.meta, kernel.alternative)).encode()
+        yield kernel.text.encode()
     yield source.host.encode()
     for path in sorted(INCLUDE.rglob("*")):
         if path.is_file():
             yield path.relative_to(INCLUDE).as_posix().encode()
             yield path.read_bytes()
     yield toolchain.fingerprint.encode()
-    flags = (
-        compiler.DEVICE_FLAGS,
-        compiler.HOST_FLAGS,
-        compiler.LINK_FLAGS,
-        compiler.LINK_LIBRARIES,
-    )
+    flags = (steps.DEVICE_FLAGS, steps.HOST_FLAGS, steps.LINK_FLAGS, steps.LINK_LIBRARIES)
     yield repr(flags).encode()
     yield f"{os.uname().machine} torch {compiler.TORCH_ABI} {artifact_module.FORMAT}".encode()
 
 
 def build_cached(
-    source: KernelSource, *, toolchain: Toolchain | None = None, progress: Progress | None = None
+    source: OpSource, *, toolchain: Toolchain | None = None, progress: Progress | None = None
 ) -> Artifact:
     """The artifact of ``source``, from the cache or built into it.
 
@@ -134,7 +131,7 @@ def _fsync(path: Path) -> None:
 
 
 def _build_aside(
-    source: KernelSource, toolchain: Toolchain, progress: Progress | None, reason: str
+    source: OpSource, toolchain: Toolchain, progress: Progress | None, reason: str
 ) -> Artifact:
     """A build that lives as long as this process."""
     warnings.warn(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fa3gen.errors import ToolchainError
-from fa3gen.jit import compiler
+from fa3gen.jit import steps
 from fa3gen.jit.entries import cache_directory
 from fa3gen.jit.toolchain import (
     CUTLASS,
@@ -201,7 +201,7 @@ def _cache() -> str:
 
 def _compile_device(toolchain: Toolchain) -> str:
     include = [f"-I{toolchain.cutlass_include}", *(f"-I{path}" for path in toolchain.cuda_include)]
-    nvcc = [str(toolchain.nvcc), "-ccbin", str(toolchain.cxx), *compiler.DEVICE_FLAGS]
+    nvcc = [str(toolchain.nvcc), "-ccbin", str(toolchain.cxx), *steps.DEVICE_FLAGS]
     _compile(nvcc + include, "trial.cu", _DEVICE_TRIAL, ["-o", "trial.cubin"])
     return "nvcc compiles CUTLASS's types for sm_90a"
 
@@ -209,7 +209,7 @@ def _compile_device(toolchain: Toolchain) -> str:
 def _compile_host(toolchain: Toolchain) -> str:
     folders = (toolchain.torch_include, *toolchain.cuda_include)
     include = [word for folder in folders for word in ("-isystem", str(folder))]
-    command = [str(toolchain.cxx), *compiler.HOST_FLAGS, *include, "-fsyntax-only"]
+    command = [str(toolchain.cxx), *steps.HOST_FLAGS, *include, "-fsyntax-only"]
     _compile(command, "trial.cpp", _HOST_TRIAL, [])
     return "the C++ compiler takes torch's stable ABI"
 

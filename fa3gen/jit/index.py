@@ -74,14 +74,15 @@ def read_spec(spec: Any) -> SpecSource | None:
     return None
 
 
-def index_key(source: SpecSource, toolchain: Toolchain) -> str:
-    """Hex SHA-256 over all that the kernel of a spec follows from."""
+def index_key(source: SpecSource, toolchain: Toolchain, tuning: bytes = b"") -> str:
+    """Hex SHA-256 over all that a spec's kernels follow from; ``tuning``: of this machine."""
     digest = hashlib.sha256()
     for part in (
         source.kind.encode(),
         source.data,
         package_fingerprint().encode(),
         repr(list(_renderers())).encode(),
+        tuning,
         f"{toolchain.fingerprint}, {platform.machine()}".encode(),
     ):
         digest.update(len(part).to_bytes(8, "little"))

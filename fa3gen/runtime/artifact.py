@@ -1,4 +1,4 @@
-"""Artifact: a built kernel on disk, a directory with a shared library and its manifest.
+"""Artifact: a built variant on disk, a directory with a shared library and its manifest.
 
 Reading one needs neither torch nor a compiler. The directory may be moved, or copied to another
 machine.
@@ -17,29 +17,47 @@ from typing import Any
 from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
 
-__all__ = ["Artifact", "file_sha256"]
+__all__ = ["Artifact", "KernelFacts", "file_sha256"]
 
 MANIFEST = "artifact.json"
-FORMAT = 1  # of the manifest and of the library's interface
+FORMAT = 2  # of the manifest and of the library's interface
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A built kernel: where it lies and what the manifest says of it."""
+class KernelFacts:
+    """What the manifest says of one kernel."""
 
-    directory: Path
-    name: str  # the spec's name
-    op_name: str  # torch op name inside the namespace fa3gen
-    symbol: str  # the kernel's name in the cubin
-    dtype: DType  # of q, k, v and out
-    head_dim_qk: int
-    head_dim_v: int
+    symbol: str  # its name in its cubin
+    max_keys: int | None  # the most keys of a call that takes it; None: any number
     block_m: int  # query rows of a work tile
     block_n: int  # keys of a KV tile
     threads: int  # of a CTA
     smem_bytes: int  # dynamic shared memory of a CTA
     registers: int  # of a thread at entry
     spill_bytes: int
+
+    def __str__(self) -> str:
+        keys = "" if self.max_keys is None else f" up to {self.max_keys} keys"
+        return (
+            f"tile {self.block_m}x{self.block_n}{keys}, {self.threads} threads, "
+            f"{self.smem_bytes} bytes of shared memory"
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built variant: where it lies and what the manifest says of it.
+
+    ``kernels``: a call takes the first whose ``max_keys`` is not below its keys.
+    """
+
+    directory: Path
+    name: str  # the spec's name
+    op_name: str  # torch op name inside the namespace fa3gen
+    dtype: DType  # of q, k, v and out
+    head_dim_qk: int
+    head_dim_v: int
+    kernels: tuple[KernelFacts, ...]
     build_seconds: float
     library: str  # file name of the shared library inside the directory
     library_sha256: str
@@ -103,12 +121,24 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{where}: format must be {FORMAT} (got {got!r}); build it again")
     values: dict[str, Any] = {key: value for key, value in manifest.items() if key != "format"}
-    expected = {field.name for field in dataclasses.fields(Artifact)} - {"directory"}
-    if values.keys() != expected:
-        differing = ", ".join(sorted(values.keys() ^ expected))
-        raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")
+    _check_keys(where, values, Artifact, {"directory"})
+    kernels = values["kernels"]
+    if not isinstance(kernels, list) or not kernels:
+        raise InputError(f"{where}: kernels must be a list, not empty (got {kernels!r})")
+    for kernel in kernels:
+        _check_keys(where, kernel, KernelFacts, set())
+    values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
     library = values["library"]
     if not isinstance(library, str) or Path(library).name != library:
         raise InputError(f"{where}: library must be a plain file name (got {library!r})")
     values["dtype"] = DType(values["dtype"])
     return Artifact(directory=directory, **values)
+
+
+def _check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
+    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``."""
+    found = set(values) if isinstance(values, dict) else set()
+    expected = {field.name for field in dataclasses.fields(record)} - more
+    if found != expected:
+        differing = ", ".join(sorted(found ^ expected))
+        raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")

@@ -38,7 +38,7 @@ Interpreted = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class OpMeta(Protocol):
-    """What an op must know of its kernel. Artifact and codegen's KernelMeta are such."""
+    """What an op must know of its variant. Artifact and codegen's VariantMeta are such."""
 
     @property
     def name(self) -> str: ...

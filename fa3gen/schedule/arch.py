@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["HOPPER", "Arch"]
 
@@ -14,6 +14,7 @@ class Arch:
     sms: int  # of an H100 SXM or H200
     clock_ghz: float  # that predictions are made for
     shared_bytes: int  # dynamic shared memory of one CTA
+    reserved_bytes: int  # of shared memory, that each CTA takes beside
     registers: int  # 32-bit registers of one SM
     register_step: int  # granularity of setmaxnreg and of launch allotments
     max_registers: int  # of one thread, as setmaxnreg knows it
@@ -28,11 +29,21 @@ class Arch:
     word_alignment: int  # bytes; of buffers that are no tiles
     tile_alignment: int  # bytes; a 128-byte swizzle repeats every 8 rows
 
+    def share(self, ctas: int) -> Arch:
+        """The limits of each of so many CTAs that are resident together."""
+        total = self.shared_bytes + self.reserved_bytes
+        return replace(
+            self,
+            shared_bytes=total // ctas - self.reserved_bytes,
+            registers=self.registers // ctas,
+        )
+
 
 HOPPER = Arch(
     sms=132,
     clock_ghz=1.755,
     shared_bytes=232_448,
+    reserved_bytes=1024,
     registers=65_536,
     register_step=8,
     max_registers=256,

@@ -46,18 +46,16 @@ def _check_registers(program: Program) -> None:
                 f"holds {role.registers}"
             )
         held += role.registers * role.instances * HOPPER.warpgroup
-    if held > HOPPER.registers:
-        raise VerificationError(
-            f"register budget: the roles hold {held} registers of {HOPPER.registers}"
-        )
+    limit = HOPPER.share(program.ctas_per_sm).registers
+    if held > limit:
+        raise VerificationError(f"register budget: the roles hold {held} registers of {limit}")
 
 
 def _check_layout(program: Program) -> None:
     """Buffers and mbarriers lie inside the CTA's shared memory, aligned, and barriers apart."""
-    if program.shared_bytes > HOPPER.shared_bytes:
-        raise VerificationError(
-            f"shared-memory budget: {program.shared_bytes} bytes of {HOPPER.shared_bytes}"
-        )
+    limit = HOPPER.share(program.ctas_per_sm).shared_bytes
+    if program.shared_bytes > limit:
+        raise VerificationError(f"shared-memory budget: {program.shared_bytes} bytes of {limit}")
     spans = {
         buffer.name: (buffer.offset, buffer.offset + buffer.bytes) for buffer in program.buffers
     }

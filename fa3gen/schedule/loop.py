@@ -1,8 +1,8 @@
 """Pass 2: overlap and ping-pong from the solved steady loop, where no knob gives them.
 
 The tile is that of pass 1. The problem's answer is taken from the stored solutions, or found now
-(``store``); if neither is possible, pass 1's rule stands: overlap 2, ping-pong where two or
-more warpgroups take turns.
+(``store``); if neither is possible, pass 1's rule stands: overlap 2, and ping-pong where there are
+two or more warpgroups.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def plan_loop(schedule: Schedule) -> Schedule:
         return replace(schedule, origin=origin)
     overlap, pingpong = emitted(modulo)
     asked = schedule.spec.schedule
+    if asked.overlap is not None and asked.pingpong is not None:
+        origin = Origin.GIVEN
     tiling = replace(
         schedule.tiling,
         overlap=overlap if asked.overlap is None else asked.overlap,
@@ -60,9 +62,9 @@ def emitted(modulo: ModuloSchedule) -> tuple[int, bool]:
 def steady_step(schedule: Schedule) -> Step | None:
     """The solver's problem of a tile that is chosen; None if the model does not know its like."""
     spec, tiling = schedule.spec, schedule.tiling
-    if tiling.p_shared or not tiling.specialized:
+    if tiling.p_shared or not tiling.specialized or tiling.ctas_per_sm > 1:
         return None
-    setting = _setting(schedule, 1)
+    setting = _setting(schedule, 2)
     needs = register_needs(spec, tiling.block_n, setting)
     budget = Budget(
         registers=min(consumer_limit(tiling.warpgroups, setting), HOPPER.compiled_registers),
@@ -85,11 +87,17 @@ def _patterns(schedule: Schedule) -> tuple[int, ...]:
     spec, tiling = schedule.spec, schedule.tiling
     if spec.schedule.overlap is not None:
         return (spec.schedule.overlap,)
-    late = _setting(schedule, 2)
+    late = _setting(schedule, 3)
     two_tiles = tiling.stages > 1 and not over_budget(spec, (tiling.block_m, tiling.block_n), late)
     return (1,) * (spec.schedule.pingpong is not True) + (2,) + (3,) * two_tiles
 
 
-def _setting(schedule: Schedule, score_tiles: int) -> Setting:
+def _setting(schedule: Schedule, overlap: int) -> Setting:
     tiling = schedule.tiling
-    return Setting(tiling.stages, tiling.persistence, tiling.producer_registers, score_tiles)
+    return Setting(
+        tiling.stages,
+        tiling.persistence,
+        tiling.producer_registers,
+        overlap,
+        lazy=tiling.lazy_rescale,
+    )

@@ -142,6 +142,7 @@ def lower(schedule: Schedule) -> Program:
         dtype=schedule.spec.dtype,
         keep=schedule.graph.op(Mask).keep,
         threads=schedule.threads,
+        ctas_per_sm=tiling.ctas_per_sm,
         shared_bytes=memory.bytes,
         peeled=schedule.depth,
         lag=schedule.lag,

@@ -84,7 +84,7 @@ class Machine:
         monitor: Monitor | None = None,
     ) -> None:
         self.program, self.work, self.domain, self.monitor = program, work, domain, monitor
-        launch = launch_registers(program.threads // HOPPER.warpgroup)
+        launch = launch_registers(program.threads // HOPPER.warpgroup, program.ctas_per_sm)
         self.spare_registers = 0
         self.agents = [
             Agent(

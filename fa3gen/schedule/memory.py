@@ -42,14 +42,16 @@ def plan_memory(schedule: Schedule) -> Schedule:
     """Lay out Q, K, V, O and the mbarriers in shared memory."""
     spec, tiling = schedule.spec, schedule.tiling
     qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
-    needs = shared_needs(spec, tiling.block_m, tiling.block_n, _setting(schedule))
-    apart = sum(needs.values()) <= HOPPER.shared_bytes
+    setting = _setting(schedule)
+    needs = shared_needs(spec, tiling.block_m, tiling.block_n, setting)
+    room = setting.limits.shared_bytes - sum(needs.values())
+    apart = room >= 0
     if not apart and v > qk:
         raise ScheduleError("O neither fits apart from Q, K and V nor over Q")
     buffers: list[BufferPlan] = []
     offset = 0
     for tile, rows, cols, stages in (
-        ("Q", tiling.block_m, qk, _query_stages(schedule, needs)),
+        ("Q", tiling.block_m, qk, _query_stages(tiling, room >= needs["Q"])),
         ("K", tiling.block_n, qk, tiling.stages),
         ("V", tiling.block_n, v, tiling.stages),
         *([("P", tiling.block_m, padded_dim(tiling.block_n, spec.dtype), 1)] * tiling.p_shared),
@@ -74,11 +76,9 @@ def releases_q_early(tiling: Tiling) -> bool:
     return tiling.specialized and tiling.overlap < 3
 
 
-def _query_stages(schedule: Schedule, needs: dict[str, int]) -> int:
+def _query_stages(tiling: Tiling, room: bool) -> int:
     """Two, so that the next work tile's Q arrives while this one's is read, if there is room."""
-    tiling = schedule.tiling
     follows = releases_q_early(tiling) and tiling.persistence is not Persistence.NONE
-    room = sum(needs.values()) + needs["Q"] <= HOPPER.shared_bytes
     return 2 if follows and room else 1
 
 
@@ -87,8 +87,8 @@ def _barriers(buffers: list[BufferPlan], offset: int, tiling: Tiling) -> tuple[B
 
     A full barrier gets one arrival, with TMA's bytes; an empty one that of every consumer warp, but
     of each warpgroup's storing thread alone where O lies over the buffer. Q needs no empty barrier
-    where its stage is free anyway: a work tile's first K goes before its Q, and where work tiles
-    are claimed, none is given out before the one before has been read.
+    where its stage is free anyway: with products that overlap, a work tile's first K goes before
+    its Q, and where work tiles are claimed, none is given out before the one before has been read.
     """
     over = {buffer.over for buffer in buffers}
     plans = []
@@ -111,7 +111,7 @@ def _q_is_free(buffers: list[BufferPlan], tiling: Tiling) -> bool:
     stages = {buffer.tile: buffer.stages for buffer in buffers}
     over_q = any(buffer.over == "Q" for buffer in buffers)
     behind_claim = tiling.persistence is Persistence.DYNAMIC and stages["Q"] > 1
-    behind_k = stages["Q"] >= stages["K"]
+    behind_k = tiling.overlap > 1 and stages["Q"] >= stages["K"]
     return releases_q_early(tiling) and not over_q and (behind_claim or behind_k)
 
 
@@ -119,7 +119,7 @@ def plan_registers(schedule: Schedule) -> Schedule:
     """Split the register file between the producer, if there is one, and the consumers."""
     tiling, setting = schedule.tiling, _setting(schedule)
     step, warpgroups = HOPPER.register_step, tiling.warpgroups + tiling.specialized
-    launch = launch_registers(warpgroups)
+    launch = launch_registers(warpgroups, tiling.ctas_per_sm)
     consumer = consumer_limit(tiling.warpgroups, setting)
     producer = min(launch * warpgroups - consumer * tiling.warpgroups, launch)
     uses = register_needs(schedule.spec, tiling.block_n, setting)
@@ -138,7 +138,9 @@ def _setting(schedule: Schedule) -> Setting:
         tiling.stages,
         tiling.persistence,
         tiling.producer_registers,
-        schedule.score_tiles,
+        tiling.overlap,
         tiling.p_shared,
         tiling.specialized,
+        tiling.ctas_per_sm,
+        tiling.lazy_rescale,
     )

@@ -20,6 +20,7 @@ __all__ = ["ModuloSchedule", "Origin", "Timing", "Turns"]
 class Origin(enum.Enum):
     """Where the overlap and ping-pong of a schedule come from, as far as no knob gives them."""
 
+    GIVEN = "knobs"
     STORED = "a stored solution"
     SOLVED = "a solution found now"
     UNSOLVED = (
@@ -28,7 +29,7 @@ class Origin(enum.Enum):
     )
     UNSEEN = (
         "the rule (overlap 2, ping-pong of two and more warpgroups), for the solver knows neither "
-        "P in shared memory nor consumers that load"
+        "P in shared memory nor consumers that load nor CTAs that share an SM"
     )
 
 

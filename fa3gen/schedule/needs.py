@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
-from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.arch import HOPPER, Arch
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Persistence
 from fa3gen.spec import AttentionSpec
@@ -37,6 +37,7 @@ _STAGING_REGISTERS = 6  # more where P is written to shared memory
 _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
 _PRODUCT_REGISTERS = 30  # of one wgmma beside its accumulator, all within those at entry
+_SHIFT_REGISTERS = 3  # more there beside lazy maxima, where none is in flight meanwhile
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
@@ -47,9 +48,21 @@ class Setting:
     stages: int
     persistence: Persistence
     producer: int  # registers of a producer thread
-    score_tiles: int = 1  # live at a time
+    overlap: int = 2
     p_shared: bool = False
     specialized: bool = True
+    ctas: int = 1  # that share an SM
+    lazy: bool = False  # maxima
+
+    @property
+    def score_tiles(self) -> int:
+        """Tiles of scores that live at a time."""
+        return max(self.overlap - 1, 1)
+
+    @property
+    def limits(self) -> Arch:
+        """What a CTA may use."""
+        return HOPPER.share(self.ctas)
 
 
 def padded_dim(dim: int, dtype: DType) -> int:
@@ -73,9 +86,12 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     extra += _STAGING_REGISTERS if setting.p_shared else 0
     extra += 0 if setting.specialized else _LOADING_REGISTERS
     rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
+    replaces_s = setting.overlap == 1  # as scores turn into P, for none are in flight beside it
     return {
         "S": block_n // rows_per_register * setting.score_tiles,
-        "P": 0 if setting.p_shared else block_n // rows_per_register * spec.dtype.bytes // 4,
+        "P": 0
+        if setting.p_shared or replaces_s
+        else block_n // rows_per_register * spec.dtype.bytes // 4,
         "O": product_dim(spec.head_dim.v) // rows_per_register,
         "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
         "working": _WORKING_REGISTERS + extra,
@@ -114,9 +130,9 @@ def producer_needs(persistence: Persistence, bounds: KeyBounds, stages: int) -> 
     return HOPPER.min_registers + HOPPER.register_step * (claims + (claims and stages == 1) + hard)
 
 
-def launch_registers(warpgroups: int) -> int:
-    """Registers a thread at entry, of a CTA of so many warpgroups."""
-    lanes = HOPPER.registers // HOPPER.warpgroup
+def launch_registers(warpgroups: int, ctas: int) -> int:
+    """Registers a thread at entry, of so many CTAs of so many warpgroups that share an SM."""
+    lanes = HOPPER.share(ctas).registers // HOPPER.warpgroup
     step = HOPPER.register_step
     return min(lanes // warpgroups // step * step, HOPPER.max_registers)
 
@@ -125,8 +141,9 @@ def consumer_limit(consumers: int, setting: Setting) -> int:
     """The registers of each consumer thread: all there are without a producer, else those that
     setmaxnreg can grant beside it."""
     if not setting.specialized:
-        return launch_registers(consumers)
-    share = (launch_registers(consumers + 1) * (consumers + 1) - setting.producer) // consumers
+        return launch_registers(consumers, setting.ctas)
+    granted = launch_registers(consumers + 1, setting.ctas) * (consumers + 1)
+    share = (granted - setting.producer) // consumers
     return min(share // HOPPER.register_step * HOPPER.register_step, HOPPER.max_registers)
 
 
@@ -140,22 +157,24 @@ def over_budget(
     needs = register_needs(spec, block_n, setting)
     if sum(needs.values()) > limit:
         return _lines(needs, limit, "registers a consumer thread")
-    launch = launch_registers(consumers + setting.specialized)
+    launch = launch_registers(consumers + setting.specialized, setting.ctas)
     widest = max(needs["S"] // setting.score_tiles, needs["O"])
-    product = {"accumulator": widest, "operands": _PRODUCT_REGISTERS}
+    operands = _PRODUCT_REGISTERS + _SHIFT_REGISTERS * (setting.overlap == 1 and setting.lazy)
+    product = {"accumulator": widest, "operands": operands}
     if sum(product.values()) > launch:
         return _lines(product, launch, "registers at entry, that one product may take")
     shared = shared_needs(spec, block_m, block_n, setting)
     if spec.head_dim.v <= spec.head_dim.qk:  # O may lie over Q
         shared = {tile: size for tile, size in shared.items() if tile != "O"}
-    if sum(shared.values()) > HOPPER.shared_bytes:
-        return _lines(shared, HOPPER.shared_bytes, "bytes of shared memory")
+    if sum(shared.values()) > setting.limits.shared_bytes:
+        return _lines(shared, setting.limits.shared_bytes, "bytes of shared memory")
     return None
 
 
 def over_q(spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting) -> bool:
     """Whether O is staged over Q, because there is no room apart from it."""
-    return sum(shared_needs(spec, *rows_and_keys, setting).values()) > HOPPER.shared_bytes
+    shared = shared_needs(spec, *rows_and_keys, setting)
+    return sum(shared.values()) > setting.limits.shared_bytes
 
 
 def _lines(needs: dict[str, int], limit: int, unit: str) -> str:

@@ -1,6 +1,7 @@
 """The scheduler: AttentionSpec to Schedule to Program, as one list of passes.
 
 =================  =====================================================================
+``tuned.find``     knobs that were measured, one set for each kernel
 ``key_bounds``     which keys some row, and every row, of a query tile keeps
 ``choose_tiling``  tile sizes and pipeline knobs from the budgets
 ``build_forward``  the op graph of one work tile
@@ -15,10 +16,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from fa3gen import debug
 from fa3gen.ir import build_forward
 from fa3gen.ir.build import check_supported
+from fa3gen.schedule import tuned
 from fa3gen.schedule.loop import plan_loop
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.memory import plan_memory, plan_registers
@@ -28,33 +33,64 @@ from fa3gen.schedule.ranges import key_bounds
 from fa3gen.schedule.schedule import Schedule
 from fa3gen.schedule.tiles import choose_tiling
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.model import ScheduleKnobs
 
-__all__ = ["PASSES", "make_program", "make_schedule", "start_schedule"]
+__all__ = ["PASSES", "make_plan", "make_program", "make_schedule", "start_plan"]
 
 _log = logging.getLogger(__name__)
 
 PASSES = (plan_loop, place, plan_memory, plan_registers)
+_TABLES = (tuned.SHIPPED,)
+
+
+def make_plan(
+    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = _TABLES
+) -> tuple[Schedule, ...]:
+    """The schedules of a spec's kernels, in the order in which a call tries them.
+
+    A spec without knobs gets those that were measured for its problem class, if a table has it, for
+    the GPU of that name; else there is one kernel. ScheduleError or UnsupportedError if there is
+    none.
+    """
+    started = start_plan(spec, gpu=gpu, tables=tables)
+    return tuple(replace(_finished(schedule), spec=spec) for schedule in started)
 
 
 def make_schedule(spec: AttentionSpec) -> Schedule:
-    """The Schedule of a spec; ScheduleError or UnsupportedError if there is none."""
-    schedule = start_schedule(spec)
-    _log.log(debug.PASSES, "graph:\n%s", schedule.graph)
+    """The Schedule of a spec's last kernel, which takes any number of keys."""
+    return make_plan(spec)[-1]
+
+
+def make_program(spec: AttentionSpec) -> Program:
+    """The Program of that Schedule."""
+    return lower(make_schedule(spec))
+
+
+def start_plan(
+    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = _TABLES
+) -> tuple[Schedule, ...]:
+    """What the passes of ``make_plan`` start from; the spec of each has its kernel's knobs."""
+    check_supported(spec)
+    asked = spec.schedule != ScheduleKnobs()
+    kernels = () if asked else tuned.find(spec, gpu, tables)
+    return tuple(
+        _started(spec.model_copy(update={"schedule": kernel.knobs}), kernel.max_keys)
+        for kernel in kernels or (tuned.TunedKernel(None, spec.schedule),)
+    )
+
+
+def _started(spec: AttentionSpec, max_keys: int | None) -> Schedule:
+    """Tile, knobs and graph of a kernel."""
+    bounds = key_bounds(spec.mask_expr)
+    tiling, choice = choose_tiling(spec, bounds)
+    graph = build_forward(spec, tiling.block_m, tiling.block_n)
+    _log.log(debug.PASSES, "graph:\n%s", graph)
+    return Schedule(spec, tiling, graph, bounds, choice=choice, max_keys=max_keys)
+
+
+def _finished(schedule: Schedule) -> Schedule:
+    """All passes run."""
     for run_pass in PASSES:
         schedule = run_pass(schedule)
         _log.log(debug.PASSES, "after %s:\n%s", run_pass.__name__, schedule)
     return schedule
-
-
-def start_schedule(spec: AttentionSpec) -> Schedule:
-    """What the passes start from: tile, knobs and graph."""
-    check_supported(spec)
-    bounds = key_bounds(spec.mask_expr)
-    tiling, choice = choose_tiling(spec, bounds)
-    graph = build_forward(spec, tiling.block_m, tiling.block_n)
-    return Schedule(spec, tiling, graph, bounds, choice=choice)
-
-
-def make_program(spec: AttentionSpec) -> Program:
-    """The Program of a spec."""
-    return lower(make_schedule(spec))

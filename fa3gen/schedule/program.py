@@ -584,6 +584,7 @@ class Program:
     dtype: DType
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int
+    ctas_per_sm: int
     shared_bytes: int
     peeled: int  # KV tiles before the loops, in a prologue: a work tile has none, or as many
     lag: int  # KV tiles that the softmax is behind the loop's tile

@@ -64,6 +64,7 @@ class Tiling:
     producer_registers: int  # that the producer's work takes, of each thread
     p_shared: bool = False
     specialized: bool = True
+    ctas_per_sm: int = 1
     lazy_rescale: bool = False  # row maxima are followed only where exponents grow large
 
 
@@ -190,6 +191,7 @@ class Schedule:
     choice: Choice | None = None
     modulo: ModuloSchedule | None = None  # the steady loop as solved
     origin: Origin | None = None
+    max_keys: int | None = None  # the most keys of a call that takes it; None: any number
 
     @property
     def depth(self) -> int:

@@ -101,14 +101,11 @@ def _figures(modulo: ModuloSchedule) -> dict[str, Any]:
 
 
 def _steady(schedule: Schedule) -> str:
-    """The solved loop, and whose choice overlap and ping-pong are."""
-    tiling, knobs, modulo = schedule.tiling, schedule.spec.schedule, schedule.modulo
+    """The solved loop, and where overlap and ping-pong come from, if not both from knobs."""
+    tiling, modulo = schedule.tiling, schedule.modulo
     pingpong = "ping-pong" if tiling.pingpong else "no ping-pong"
-    asked = (knobs.overlap is not None, knobs.pingpong is not None)
-    source = schedule.origin.value if schedule.origin else "not planned"
-    chosen = f"overlap {tiling.overlap}, {pingpong}: " + (
-        "as asked" if all(asked) else f"{'as asked; the other ' * any(asked)}from {source}"
-    )
+    source = schedule.origin.value if schedule.origin else "no pass yet"
+    chosen = f"overlap {tiling.overlap}, {pingpong}: from {source}"
     if modulo is None:
         return f"{chosen}\ninterval unknown"
     tflops = modulo.predicted_tflops(HOPPER.clock_ghz, HOPPER.sms)
@@ -135,7 +132,8 @@ def _memory(schedule: Schedule) -> str:
         f"{b.name:8s} at {b.offset:6d}  {b.stages} mbarriers of {b.arrivals} arrivals"
         for b in memory.barriers
     ]
-    return "\n".join([*lines, f"total {memory.bytes} of {HOPPER.shared_bytes} B"])
+    limit = HOPPER.share(schedule.tiling.ctas_per_sm).shared_bytes
+    return "\n".join([*lines, f"total {memory.bytes} of {limit} B"])
 
 
 def _registers(schedule: Schedule) -> str:

@@ -165,7 +165,7 @@ def make_step(
     qk, pv = (units(op.cycles / warpgroups) for op in products)
     load_k, load_v = (units(graph.op(load).cycles) for load in (LoadK, LoadV))
     latency = {**_LATENCY, "GemmQK": rates.scores, "RowMax": rates.maxima}
-    tiles = _live_tiles(graph, budget)
+    tiles = _live_tiles(graph, budget, patterns == (1,))
     if patterns == (3,) and max(tiles)[0] == 1:
         raise ScheduleError("modulo schedule: overlap 3 needs registers for two tiles of scores")
     slowed = rates.slowed(graph.op(GemmPV).writes[0].cols // 2)
@@ -187,12 +187,14 @@ def make_step(
     )
 
 
-def _live_tiles(graph: OpGraph, budget: Budget) -> list[tuple[int, int]]:
-    """Numbers of score and P tiles that fit a thread's registers."""
+def _live_tiles(graph: OpGraph, budget: Budget, replaces: bool) -> list[tuple[int, int]]:
+    """Numbers of score and P tiles that fit a thread's registers; with products in sequence P
+    ``replaces`` the scores as they turn into it."""
     tiles = (graph.op(op).writes[0] for op in (GemmQK, ConvertP, GemmPV))
     s, p, o = (
         tile.bytes // 4 * HOPPER.wgmma_rows // HOPPER.warpgroup // tile.rows for tile in tiles
     )
+    p = 0 if replaces else p
     spare = budget.registers - budget.working - o
     fitting = [
         (scores, operands)

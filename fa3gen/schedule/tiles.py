@@ -38,11 +38,13 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         stages,
         persistence,
         producer_needs(persistence, bounds, stages),
-        score_tiles=max(overlap - 1, 1),
+        overlap,
         p_shared=knobs.p_operand is POperand.SHARED,
         specialized=knobs.warp_specialized is not False,
+        ctas=knobs.ctas_per_sm or 1,
+        lazy=_rescales_lazily(spec),
     )
-    choice = _weigh(spec, bounds, overlap, setting)
+    choice = _weigh(spec, bounds, setting)
     block_m, block_n = choice.candidates[0].tile
     warpgroups = block_m // HOPPER.wgmma_rows
     pingpong = warpgroups >= 2 and overlap == 2 if knobs.pingpong is None else knobs.pingpong
@@ -57,22 +59,24 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         setting.producer,
         setting.p_shared,
         setting.specialized,
-        _rescales_lazily(spec),
+        setting.ctas,
+        setting.lazy,
     )
     return tiling, choice
 
 
-def _weigh(spec: AttentionSpec, bounds: KeyBounds, overlap: int, setting: Setting) -> Choice:
+def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
     """The tiles of (query rows, keys) that fit, the chosen one first."""
     tile = spec.schedule.tile
     keys = [tile.n] if tile and tile.n else list(_KEYS)
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
-    pace = rates_of(_rescales_lazily(spec))
+    pace = rates_of(setting.lazy)
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
         tiles = list(itertools.product(rows, keys))
         problems = {shape: over_budget(spec, shape, setting) for shape in tiles}
         fitting = [shape for shape in tiles if not problems[shape]]
         if fitting:
+            overlap = setting.overlap
             costs = {
                 shape: estimate(dims, shape, overlap, bounds, over_q(spec, shape, setting), pace)
                 for shape in fitting

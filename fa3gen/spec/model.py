@@ -122,7 +122,8 @@ class ScheduleKnobs(_Record):
     """false, static or dynamic"""
     warp_specialized: StrictBool | None = None
     """false for no producer warpgroup"""
-
+    ctas_per_sm: Annotated[_Integer, Field(ge=1, le=2)] | None = None
+    """the number of CTAs that share an SM, 1 or 2"""
     lazy_rescale: StrictBool | None = None
     """true to raise a row's maximum, and rescale O, only where exponents would pass 2^14"""
 

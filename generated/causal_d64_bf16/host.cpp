@@ -1,48 +1,55 @@
-// Host side of fa3gen::causal_d64_bf16_70cb0005: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::causal_d64_bf16_20805478: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
 
-extern "C" const unsigned char fa3gen_cubin[];  // kernel.cubin, embedded by cubin.S
-
+extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
 namespace {
 using fa3gen::host::Tensor;
 
-constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::causal_d64_bf16_70cb0005",
+fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "causal_d64_bf16_forward", 139376);
+// A call takes the first kernel that takes so many keys.
+const fa3gen::host::ForwardKernel kKernels[] = {
+    {
+        .device = kernel,
+        .max_keys = fa3gen::host::kAnyKeys,
+        .block_m = 192,
+        .threads = 512,
+        .smem_bytes = 139376,
+        .cta_per_sm = 1,
+        .persistent = true,
+        .claims = true,
+        .longest_first = true,
+        .q = {.rows = 192, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    },
+};
+
+const fa3gen::host::ForwardOp kOp{
+    .name = "fa3gen::causal_d64_bf16_20805478",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 64,
     .head_dim_v = 64,
-    .block_m = 192,
-    .threads = 512,
-    .smem_bytes = 139376,
-    .cta_per_sm = 1,
-    .persistent = true,
-    .claims = true,
-    .longest_first = true,
-    .q = {.rows = 192, .cols = 64, .swizzle_bytes = 128},
-    .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
-    .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
-    .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    .kernels = kKernels,
 };
 
-fa3gen::host::DeviceKernel device_kernel(fa3gen_cubin, "causal_d64_bf16_forward", kKernel.smem_bytes);
-
 std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, double scale) {
-  return fa3gen::host::forward(kKernel, device_kernel, q, k, v, scale);
+  return fa3gen::host::forward(kOp, q, k, v, scale);
 }
 
 void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor lse) {
-  fa3gen::host::forward_out(kKernel, device_kernel, q, k, v, scale, out, lse);
+  fa3gen::host::forward_out(kOp, q, k, v, scale, out, lse);
 }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d64_bf16_70cb0005(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d64_bf16_70cb0005_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d64_bf16_20805478(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d64_bf16_20805478_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d64_bf16_70cb0005", TORCH_BOX(&forward));
-  m.impl("causal_d64_bf16_70cb0005_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d64_bf16_20805478", TORCH_BOX(&forward));
+  m.impl("causal_d64_bf16_20805478_out", TORCH_BOX(&forward_out));
 }

@@ -63,7 +63,7 @@ constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
-static_assert(kSharedBytes <= 232448, "a CTA of sm_90 has 227 KB of dynamic shared memory");
+static_assert(kSharedBytes <= 232448, "a CTA's part of the dynamic shared memory of an SM");
 
 // O as TMA reads it: chunks of 64 columns whose 16-byte units are permuted row by row
 using ChunkLayout = decltype(composition(Swizzle<3, 3, 3>{}, Layout<Shape<_8, Int<kChunk>>, Stride<Int<kChunk>, _1>>{}));

@@ -1,48 +1,55 @@
-// Host side of fa3gen::full_d128_bf16_8932adef: its torch ops, and how its kernel is launched.
+// Host side of fa3gen::full_d128_bf16_87484370: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
 
-extern "C" const unsigned char fa3gen_cubin[];  // kernel.cubin, embedded by cubin.S
-
+extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
 namespace {
 using fa3gen::host::Tensor;
 
-constexpr fa3gen::host::ForwardKernel kKernel{
-    .op = "fa3gen::full_d128_bf16_8932adef",
+fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "full_d128_bf16_forward", 229456);
+// A call takes the first kernel that takes so many keys.
+const fa3gen::host::ForwardKernel kKernels[] = {
+    {
+        .device = kernel,
+        .max_keys = fa3gen::host::kAnyKeys,
+        .block_m = 128,
+        .threads = 384,
+        .smem_bytes = 229456,
+        .cta_per_sm = 1,
+        .persistent = true,
+        .claims = false,
+        .longest_first = false,
+        .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    },
+};
+
+const fa3gen::host::ForwardOp kOp{
+    .name = "fa3gen::full_d128_bf16_87484370",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
-    .block_m = 128,
-    .threads = 384,
-    .smem_bytes = 229456,
-    .cta_per_sm = 1,
-    .persistent = true,
-    .claims = false,
-    .longest_first = false,
-    .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
-    .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
-    .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
-    .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    .kernels = kKernels,
 };
 
-fa3gen::host::DeviceKernel device_kernel(fa3gen_cubin, "full_d128_bf16_forward", kKernel.smem_bytes);
-
 std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, double scale) {
-  return fa3gen::host::forward(kKernel, device_kernel, q, k, v, scale);
+  return fa3gen::host::forward(kOp, q, k, v, scale);
 }
 
 void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor lse) {
-  fa3gen::host::forward_out(kKernel, device_kernel, q, k, v, scale, out, lse);
+  fa3gen::host::forward_out(kOp, q, k, v, scale, out, lse);
 }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("full_d128_bf16_8932adef(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("full_d128_bf16_8932adef_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("full_d128_bf16_87484370(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("full_d128_bf16_87484370_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("full_d128_bf16_8932adef", TORCH_BOX(&forward));
-  m.impl("full_d128_bf16_8932adef_out", TORCH_BOX(&forward_out));
+  m.impl("full_d128_bf16_87484370", TORCH_BOX(&forward));
+  m.impl("full_d128_bf16_87484370_out", TORCH_BOX(&forward_out));
 }

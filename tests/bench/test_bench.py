@@ -26,6 +26,7 @@ from fa3gen.bench.report import render
 from fa3gen.bench.run import run_bench
 from fa3gen.bench.timing import Call, ClockSampler, CudaTimer, summarize_samples
 from fa3gen.errors import InputError
+from fa3gen.runtime.artifact import KernelFacts
 from fa3gen.runtime.reference import attention_reference, reference_mask
 
 FACTS = SpecFacts(mask="causal", head_dim_qk=16, head_dim_v=16)
@@ -135,7 +136,12 @@ def test_our_own_failure_is_not_skipped() -> None:
 
 def test_several_ops_of_ours_and_their_schedule() -> None:
     class Built:
-        artifact = SimpleNamespace(block_m=128, block_n=176, threads=384, smem_bytes=1000)
+        artifact = SimpleNamespace(
+            kernels=(
+                KernelFacts("kernel_to_512", 512, 128, 64, 384, 500, 80, 0),
+                KernelFacts("kernel", None, 128, 176, 384, 1000, 168, 0),
+            )
+        )
 
         def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
             return attend(q, k, v, scale=scale)
@@ -144,7 +150,9 @@ def test_several_ops_of_ours_and_their_schedule() -> None:
     results = run_bench(ops, FACTS, [], [16], timer=FakeTimer(), **SMALL)
     row = results["rows"][0]
     assert row["ms"] == {"fa3gen": 1.0, "deep": 2.0}
-    assert row["schedule"].startswith("tile 128x176, 384 threads")
+    short, long = row["schedule"].split("; ")
+    assert short.startswith("tile 128x64 up to 512 keys, 384 threads")
+    assert long.startswith("tile 128x176, 384 threads")
     with pytest.raises(InputError, match="name of a peer"):
         run_bench({"fa3": attend}, FACTS, [], [16], timer=FakeTimer(), **SMALL)
 

@@ -31,6 +31,7 @@ from fa3gen.bench.problem import Problem, SpecFacts
 from fa3gen.bench.run import load_contenders
 from fa3gen.bench.timing import Call
 from fa3gen.errors import BuildError, InputError
+from fa3gen.runtime.artifact import KernelFacts
 from fa3gen.runtime.reference import attention_reference, reference_mask
 
 META: dict[str, Any] = {
@@ -129,8 +130,8 @@ class Op:
     """An op of fa3gen's with an artifact."""
 
     def __init__(self, identity: str = "k1") -> None:
-        shape = {"block_m": 128, "block_n": 176, "threads": 384, "smem_bytes": 1000}
-        self.artifact = SimpleNamespace(library_sha256=identity, **shape)
+        kernel = KernelFacts("kernel", None, 128, 176, 384, 1000, 168, 0)
+        self.artifact = SimpleNamespace(library_sha256=identity, kernels=(kernel,))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         return attend(q, k, v, scale=scale)

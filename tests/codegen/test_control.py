@@ -263,7 +263,7 @@ def role_text(kernel: str, role: str) -> str:
 def test_the_text_does_what_the_program_says(name: str) -> None:
     schedule = schedule_of(name)
     program = lower(schedule)
-    kernel = render(schedule).device
+    kernel = render((schedule,)).kernels[0].text
     right = schedule.bounds.masks_right
     for tiles in range(8):
         full_end = max(tiles - (2 if right else 1), 0)

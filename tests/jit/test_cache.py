@@ -85,11 +85,19 @@ def test_log_of_a_refused_build_is_kept(scripted, root: Path) -> None:
 
 def test_key_covers_source_and_toolchain(scripted) -> None:
     source, toolchain = standin_source(), scripted.toolchain
+    (kernel,) = source.kernels
+    longer = dataclasses.replace(kernel, text=kernel.text + "\n")
+    fewer = dataclasses.replace(kernel, meta=dataclasses.replace(kernel.meta, threads=7))
+    spelled = dataclasses.replace(kernel, alternative="SWAP")
+    named = dataclasses.replace(source.meta, op_name="standin_00000002")
     variants = [
         (source, toolchain),
-        (dataclasses.replace(source, device=source.device + "\n"), toolchain),
+        (dataclasses.replace(source, kernels=(longer,)), toolchain),
+        (dataclasses.replace(source, kernels=(kernel, kernel)), toolchain),
         (dataclasses.replace(source, host=source.host + "\n"), toolchain),
-        (dataclasses.replace(source, meta=dataclasses.replace(source.meta, threads=7)), toolchain),
+        (dataclasses.replace(source, kernels=(fewer,)), toolchain),
+        (dataclasses.replace(source, kernels=(spelled,)), toolchain),
+        (dataclasses.replace(source, meta=named), toolchain),
         (source, dataclasses.replace(toolchain, nvcc_version="13.1.0")),
         (source, dataclasses.replace(toolchain, cutlass_version="4.2.1")),
     ]

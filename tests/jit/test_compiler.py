@@ -17,16 +17,17 @@ def test_real_build(standin_artifact: Artifact) -> None:
     library = f"{META.op_name}.so"
     expected = {"artifact.json", "build.log", "host.cpp", "kernel.cu", "kernel.cubin", library}
     assert names == expected
-    assert 0 < standin_artifact.registers <= 255
-    assert standin_artifact.spill_bytes == 0
-    assert standin_artifact.symbol.encode() in standin_artifact.library_path.read_bytes()
+    (kernel,) = standin_artifact.kernels
+    assert 0 < kernel.registers <= 255
+    assert kernel.spill_bytes == 0
+    assert kernel.symbol.encode() in standin_artifact.library_path.read_bytes()
     standin_artifact.verify_library()
 
 
 def test_manifest_says_what_was_built(scripted, tmp_path: Path) -> None:
     artifact = build(standin_source(), tmp_path / "out", scripted.toolchain)
     assert artifact == Artifact.read(tmp_path / "out")
-    assert artifact.registers == 90
+    assert artifact.kernels[0].registers == 90
     assert (artifact.op_name, artifact.dtype) == (META.op_name, META.dtype)
     assert (artifact.nvcc, artifact.cxx, artifact.cutlass) == ("13.0.88", "12.2.0", "4.2.0.0")
 
@@ -92,7 +93,7 @@ def test_rebuild_after_a_failure(scripted, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="no space left"):
         build(standin_source(), tmp_path / "out", scripted.toolchain)
     scripted.script("nvcc", log)
-    assert build(standin_source(), tmp_path / "out", scripted.toolchain).registers == 90
+    assert build(standin_source(), tmp_path / "out", scripted.toolchain).kernels[0].registers == 90
 
 
 def test_compiler_output_is_logged(

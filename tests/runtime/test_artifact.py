@@ -12,7 +12,7 @@ import pytest
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
-from fa3gen.runtime.artifact import Artifact, file_sha256
+from fa3gen.runtime.artifact import Artifact, KernelFacts, file_sha256
 
 
 @pytest.fixture
@@ -22,16 +22,13 @@ def artifact(tmp_path: Path) -> Artifact:
         directory=tmp_path,
         name="causal",
         op_name="causal_0123abcd",
-        symbol="causal_kernel",
         dtype=DType.FP16,
         head_dim_qk=192,
         head_dim_v=128,
-        block_m=128,
-        block_n=112,
-        threads=384,
-        smem_bytes=200_000,
-        registers=168,
-        spill_bytes=0,
+        kernels=(
+            KernelFacts("causal_kernel_to_512", 512, 128, 64, 384, 82_000, 80, 0),
+            KernelFacts("causal_kernel", None, 128, 112, 384, 200_000, 168, 0),
+        ),
         build_seconds=12.5,
         library="kernel.so",
         library_sha256=file_sha256(tmp_path / "kernel.so"),
@@ -69,7 +66,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_other_format(artifact: Artifact) -> None:
     edit(artifact, format=0)
-    with pytest.raises(InputError, match=r"format must be 1 \(got 0\)"):
+    with pytest.raises(InputError, match=r"format must be 2 \(got 0\)"):
         Artifact.read(artifact.directory)
 
 

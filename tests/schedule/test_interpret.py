@@ -289,7 +289,7 @@ def count_waits(program: Program) -> int:
 
 def shows(program: Program, schedule: Schedule) -> bool:
     """Whether some interleaving gives NaN or an error; one CTA runs several work tiles."""
-    for lengths, seed in itertools.product([(300, 420), (300, 128)], [None, *range(12)]):
+    for lengths, seed in itertools.product([(300, 420), (300, 128), (300, 60)], [None, *range(12)]):
         try:
             inputs = draw(lengths, (3, 3))
             out, _ = interpret(program, schedule.bounds, inputs, SCALE, Execution(20, seed))

@@ -32,6 +32,20 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "window(100, 20)",
         "schedule": {"tile": {"n": 16}, "lazy_rescale": True},
     },
+    "two CTAs an SM": {
+        "mask": "causal",
+        "head_dim": 64,
+        "schedule": {
+            "tile": {"m": 128, "n": 64},
+            "overlap": 1,
+            "ctas_per_sm": 2,
+            "lazy_rescale": True,
+        },
+    },
+    "two CTAs an SM, full": {
+        "head_dim": 64,
+        "schedule": {"tile": {"m": 64, "n": 96}, "ctas_per_sm": 2},
+    },
     "one warpgroup": {"mask": "causal", "schedule": {"warpgroups": 1}},
     "three warpgroups": {"mask": "causal", "schedule": {"warpgroups": 3}},
     "three warpgroups, wide": {"head_dim": 64, "schedule": {"warpgroups": 3}},

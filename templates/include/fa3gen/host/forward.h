@@ -8,6 +8,7 @@
 #include <climits>
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <tuple>
 
 #include "fa3gen/host/device_kernel.h"
@@ -19,12 +20,12 @@
 
 namespace fa3gen::host {
 
+constexpr int64_t kAnyKeys = INT64_MAX;
+
 // All that sets one forward kernel apart from another on the host side.
 struct ForwardKernel {
-  const char* op;  // as torch names it
-  Element element;
-  int head_dim_qk;
-  int head_dim_v;
+  DeviceKernel& device;
+  int64_t max_keys;  // of a call
   int block_m;  // query rows of a work tile
   int threads;  // of a CTA
   int smem_bytes;
@@ -38,6 +39,20 @@ struct ForwardKernel {
   Box o;
 };
 
+// A torch op, and its kernels in the order in which a call tries them; the last one takes any call.
+struct ForwardOp {
+  const char* name;  // as torch has it
+  Element element;
+  int head_dim_qk;
+  int head_dim_v;
+  std::span<const ForwardKernel> kernels;
+
+  const ForwardKernel& kernel_for(int64_t keys) const {
+    return *std::find_if(kernels.begin(), kernels.end() - 1,
+                         [keys](const ForwardKernel& kernel) { return keys <= kernel.max_keys; });
+  }
+};
+
 // The tensors of one call.
 struct ForwardTensors {
   Tensor q;    // (batch, seqlen_q, heads, head_dim_qk)
@@ -47,13 +62,12 @@ struct ForwardTensors {
   Tensor lse;  // (batch, heads, seqlen_q) fp32
 };
 
-inline void check_inputs(const ForwardKernel& kernel, const Tensor& q, const Tensor& k, const Tensor& v,
-                         double scale) {
-  const Argument arg_q{kernel.op, "q", q}, arg_k{kernel.op, "k", k}, arg_v{kernel.op, "v", v};
+inline void check_inputs(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+  const Argument arg_q{op.name, "q", q}, arg_k{op.name, "k", k}, arg_v{op.name, "v", v};
   const int device = q.get_device_index();
-  check_tensor(arg_q, kernel.element, device, kernel.head_dim_qk);
-  check_tensor(arg_k, kernel.element, device, kernel.head_dim_qk);
-  check_tensor(arg_v, kernel.element, device, kernel.head_dim_v);
+  check_tensor(arg_q, op.element, device, op.head_dim_qk);
+  check_tensor(arg_k, op.element, device, op.head_dim_qk);
+  check_tensor(arg_v, op.element, device, op.head_dim_v);
   check_size(arg_k, kBatch, "batch", q.size(kBatch));
   check_size(arg_v, kBatch, "batch", q.size(kBatch));
   check_size(arg_v, kSeqlen, "seqlen", k.size(kSeqlen));
@@ -64,20 +78,20 @@ inline void check_inputs(const ForwardKernel& kernel, const Tensor& q, const Ten
   }
   const float scale_log2 = static_cast<float>(scale * M_LOG2E);
   if (!(std::isnormal(scale_log2) && scale_log2 > 0)) {
-    fail(kernel.op, ": scale must be finite and positive in fp32 (got ", scale, ")");
+    fail(op.name, ": scale must be finite and positive in fp32 (got ", scale, ")");
   }
 }
 
 // Outputs that the caller brought. They are written in place, so that a copy is no remedy here.
-inline void check_outputs(const ForwardKernel& kernel, const ForwardTensors& tensors) {
+inline void check_outputs(const ForwardOp& op, const ForwardTensors& tensors) {
   const Tensor &q = tensors.q, &out = tensors.out, &lse = tensors.lse;
-  const Argument arg_out{kernel.op, "out", out}, arg_lse{kernel.op, "lse", lse};
+  const Argument arg_out{op.name, "out", out}, arg_lse{op.name, "lse", lse};
   const int device = q.get_device_index();
-  check_tensor(arg_out, kernel.element, device, kernel.head_dim_v);
+  check_tensor(arg_out, op.element, device, op.head_dim_v);
   check_size(arg_out, kBatch, "batch", q.size(kBatch));
   check_size(arg_out, kSeqlen, "seqlen", q.size(kSeqlen));
   check_size(arg_out, kHeads, "heads", q.size(kHeads));
-  if (out.numel() > 0 && !fits_tma(out, kernel.element)) {
+  if (out.numel() > 0 && !fits_tma(out, op.element)) {
     arg_out.broke("last dimension must be contiguous, base and strides multiples of ", kTmaAlignment, " bytes");
   }
   for (const Dim dim : {kBatch, kSeqlen, kHeads}) {
@@ -98,19 +112,20 @@ inline void check_outputs(const ForwardKernel& kernel, const ForwardTensors& ten
 
 // Groups of heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run.
 // What no whole group is left for joins the last one: a small last group would end on its longest tiles alone.
-inline int head_groups(const ForwardKernel& kernel, const ForwardParams& params) {
+inline int head_groups(const ForwardOp& op, const ForwardKernel& kernel, const ForwardParams& params) {
   constexpr int64_t kL2Bytes = int64_t{32} << 20;  // of Hopper's 50 MiB
   const int64_t all_heads = int64_t{params.batch} * params.heads;
   if (!kernel.longest_first) {
     return static_cast<int>(all_heads);
   }
-  const int64_t row_bytes = int64_t{kernel.element.bytes} * (kernel.head_dim_qk + kernel.head_dim_v);
+  const int64_t row_bytes = int64_t{op.element.bytes} * (op.head_dim_qk + op.head_dim_v);
   const int64_t kv_head_bytes = std::max<int64_t>(1, row_bytes * params.seqlen_k);
   const int64_t resident = kL2Bytes / kv_head_bytes * params.heads_per_kv;  // the query heads of a KV head share it
   return static_cast<int>(std::max<int64_t>(1, all_heads / std::max<int64_t>(1, resident)));
 }
 
-inline ForwardParams make_params(const ForwardKernel& kernel, const ForwardTensors& tensors, double scale) {
+inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kernel, const ForwardTensors& tensors,
+                                 double scale) {
   ForwardParams params{};
   params.lse = static_cast<float*>(tensors.lse.mutable_data_ptr());
   params.scale_log2 = static_cast<float>(scale * M_LOG2E);
@@ -122,37 +137,37 @@ inline ForwardParams make_params(const ForwardKernel& kernel, const ForwardTenso
   const int64_t m_blocks = (int64_t{params.seqlen_q} + kernel.block_m - 1) / kernel.block_m;
   const int64_t all_heads = int64_t{params.batch} * params.heads;
   if (all_heads > INT_MAX / m_blocks) {
-    fail(kernel.op, ": work tiles must be fewer than 2^31 (got ", all_heads, " heads of ", m_blocks, " tiles each)");
+    fail(op.name, ": work tiles must be fewer than 2^31 (got ", all_heads, " heads of ", m_blocks, " tiles each)");
   }
   params.m_blocks = static_cast<int>(m_blocks);
   params.work_tiles = static_cast<int>(m_blocks * all_heads);
-  params.groups = head_groups(kernel, params);
+  params.groups = head_groups(op, kernel, params);
   params.heads_per_group = static_cast<int>(all_heads / params.groups);
   return params;
 }
 
 // Launches on torch's current stream. The tensors are checked, and TMA can address them.
-inline void launch(const ForwardKernel& kernel, DeviceKernel& device_kernel, const ForwardTensors& tensors,
-                   double scale) {
+inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double scale) {
   if (tensors.lse.numel() == 0) {
     return;  // no query row
   }
   const int device = tensors.q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const DeviceKernel::Ready ready = device_kernel.on(device);
+  const ForwardKernel& kernel = op.kernel_for(tensors.k.size(kSeqlen));
+  const DeviceKernel::Ready ready = kernel.device.on(device);
 
   // TMA descriptors. K and V may be empty; the kernel then loads neither.
-  const Element& element = kernel.element;
+  const Element& element = op.element;
   const void* base_q = tensors.q.const_data_ptr();
   const void* base_k = tensors.k.numel() > 0 ? tensors.k.const_data_ptr() : base_q;
   const void* base_v = tensors.v.numel() > 0 ? tensors.v.const_data_ptr() : base_q;
-  CUtensorMap tma_q = encode_tensor_map({kernel.op, "q", tensors.q}, base_q, element, kernel.q, Access::kLoad);
-  CUtensorMap tma_k = encode_tensor_map({kernel.op, "k", tensors.k}, base_k, element, kernel.k, Access::kLoad);
-  CUtensorMap tma_v = encode_tensor_map({kernel.op, "v", tensors.v}, base_v, element, kernel.v, Access::kLoad);
-  CUtensorMap tma_o = encode_tensor_map({kernel.op, "out", tensors.out}, tensors.out.mutable_data_ptr(), element,
+  CUtensorMap tma_q = encode_tensor_map({op.name, "q", tensors.q}, base_q, element, kernel.q, Access::kLoad);
+  CUtensorMap tma_k = encode_tensor_map({op.name, "k", tensors.k}, base_k, element, kernel.k, Access::kLoad);
+  CUtensorMap tma_v = encode_tensor_map({op.name, "v", tensors.v}, base_v, element, kernel.v, Access::kLoad);
+  CUtensorMap tma_o = encode_tensor_map({op.name, "out", tensors.out}, tensors.out.mutable_data_ptr(), element,
                                         kernel.o, Access::kStore);
 
-  ForwardParams params = make_params(kernel, tensors, scale);
+  ForwardParams params = make_params(op, kernel, tensors, scale);
   const int resident_ctas = ready.sm_count * kernel.cta_per_sm;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kernel.persistent ? std::min(resident_ctas, params.work_tiles) : params.work_tiles);
@@ -172,31 +187,31 @@ inline void launch(const ForwardKernel& kernel, DeviceKernel& device_kernel, con
 }
 
 // out and lse in new tensors.
-inline std::tuple<Tensor, Tensor> forward(const ForwardKernel& kernel, DeviceKernel& device_kernel, const Tensor& q,
-                                          const Tensor& k, const Tensor& v, double scale) {
-  check_inputs(kernel, q, k, v, scale);
+inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v,
+                                          double scale) {
+  check_inputs(op, q, k, v, scale);
   const int64_t batch = q.size(kBatch), seqlen_q = q.size(kSeqlen), heads = q.size(kHeads);
-  const Element& element = kernel.element;
+  const Element& element = op.element;
   const ForwardTensors tensors{
       readable_by_tma(q, element),
       readable_by_tma(k, element),
       readable_by_tma(v, element),
-      allocate(q, {batch, seqlen_q, heads, kernel.head_dim_v}, element.scalar),
+      allocate(q, {batch, seqlen_q, heads, op.head_dim_v}, element.scalar),
       allocate(q, {batch, heads, seqlen_q}, ScalarType::Float),
   };
-  launch(kernel, device_kernel, tensors, scale);
+  launch(op, tensors, scale);
   return {tensors.out, tensors.lse};
 }
 
 // out and lse in the caller's tensors.
-inline void forward_out(const ForwardKernel& kernel, DeviceKernel& device_kernel, const Tensor& q, const Tensor& k,
-                        const Tensor& v, double scale, const Tensor& out, const Tensor& lse) {
-  check_inputs(kernel, q, k, v, scale);
-  const Element& element = kernel.element;
+inline void forward_out(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                        const Tensor& out, const Tensor& lse) {
+  check_inputs(op, q, k, v, scale);
+  const Element& element = op.element;
   const ForwardTensors tensors{readable_by_tma(q, element), readable_by_tma(k, element), readable_by_tma(v, element),
                                out, lse};
-  check_outputs(kernel, tensors);
-  launch(kernel, device_kernel, tensors, scale);
+  check_outputs(op, tensors);
+  launch(op, tensors, scale);
 }
 
 }  // namespace fa3gen::host
