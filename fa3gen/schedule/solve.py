@@ -17,6 +17,12 @@ to wait, for its times are means. Then for the shortest live ranges and the leas
 * A stage of K or V is taken from its load's start to the end of the last warpgroup's product. Loads
   share 32 B a cycle; only the sum of their times is bounded.
 
+What it cannot see: the start and end of a work tile; steps with mask code among others; loads that
+come late, L2 and power; dispatch stalls and register banks, by which kernels of one schedule differ
+by 10 % (benchmarks/NOTES.md); how ping-pong changes a loop (its order is in the turns, its barriers
+are taken to be free); P in shared memory, consumers that load, CTAs that share an SM. Tiles whose
+products fill the interval all look alike to it.
+
 Method: B. R. Rau, Iterative modulo scheduling (MICRO-27, 1994).
 """
 

@@ -69,6 +69,15 @@ def test_operations_are_placed_as_solved(name: str) -> None:
     assert sorted(consumer, key=lambda op: placed[op].slot) == sorted(consumer, key=slots.index)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_other_stages_are_better(name: str) -> None:
+    """The solver, free to place an operation in any iteration, finds the overlap that is emitted."""
+    step = problem(load_spec(name))
+    free, held = solve(replace(step, patterns=())), stored(step)
+    assert held is not None
+    assert (free.interval, free.stages()) == (held.interval, held.stages())
+
+
 def test_a_compiler_without_the_solver() -> None:
     """Nothing that makes a shipped kernel imports OR-tools."""
     program = textwrap.dedent("""
