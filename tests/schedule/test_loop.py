@@ -71,7 +71,7 @@ def test_operations_are_placed_as_solved(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_other_stages_are_better(name: str) -> None:
-    """The solver, free to place an operation in any iteration, finds the overlap that is emitted."""
+    """The solver, free to place operations in any iteration, finds the emitted overlap."""
     step = problem(load_spec(name))
     free, held = solve(replace(step, patterns=())), stored(step)
     assert held is not None
