@@ -1,4 +1,4 @@
-"""The command line: show, schema, generate, verify, build, check, bench, cache, doctor.
+"""The command line: show, schema, generate, verify, build, check, bench, tune, cache, doctor.
 
 Exit codes: 0, 1 (a check failed, or what was asked for cannot be had), 2 (bad use). An error is one
 message; set ``FA3GEN_DEBUG`` for the traceback.
@@ -220,6 +220,46 @@ def bench(
         _print_json(results)
     else:
         print(render(results))
+
+
+@app.command()
+def tune(
+    spec: Spec,
+    folder: Annotated[
+        Path | None, typer.Option(help="where candidates and times are kept (the cache)")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="the table to write to (this machine's, in the cache)")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="sequence lengths")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="builds at a time")] = 1,
+) -> None:
+    """Build the best candidates, time them on this GPU, and keep the winners for later compiles."""
+    import torch
+
+    from fa3gen.bench.tune import LENGTHS, decide, prepare, time_candidates
+    from fa3gen.driver import own_table
+    from fa3gen.errors import ToolchainError
+    from fa3gen.jit.entries import cache_directory
+    from fa3gen.spec import load_spec
+
+    sizes = _numbers(lengths) if lengths else list(LENGTHS)
+    loaded = load_spec(spec)
+    folder = folder or cache_directory() / "tune" / f"{loaded.name}-{loaded.digest()[:8]}"
+    with build_progress() as progress:
+        prepare(loaded, folder, jobs=jobs, progress=progress)
+    if not torch.cuda.is_available():
+        raise ToolchainError(
+            f"tune: the candidates are in {folder}, but torch sees no GPU to time them on; take "
+            f"the folder to one and run `python -m fa3gen.bench.tune time {folder.name}` there"
+        )
+    command = shlex.join(["fa3gen", *sys.argv[1:]])
+    with build_progress() as progress:
+        time_candidates(folder, lengths=sizes, progress=progress, command=command)
+    target = table or own_table()
+    for winner in decide(folder, target):
+        print(winner)
+    print(f"kept in {target}")
 
 
 @app.command()

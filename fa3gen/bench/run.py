@@ -112,7 +112,7 @@ def time_problem(
     with clocks.window():
         times = timer(runs)
     reports = {name: report.to_json() for name, report in errors.items()}
-    return {**_describe(problem, device), "error": reports, "ms": times}, reasons
+    return {**describe(problem, device), "error": reports, "ms": times}, reasons
 
 
 def load_contenders(
@@ -169,8 +169,8 @@ def schedule_text(op: Callable[..., Any]) -> str | None:
     return "; ".join(str(kernel) for kernel in artifact.kernels)
 
 
-def _describe(problem: Problem, device: torch.device | str) -> dict[str, Any]:
-    """The row's columns that say what was timed."""
+def describe(problem: Problem, device: torch.device | str) -> dict[str, Any]:
+    """The columns of a row that say what was timed."""
     facts = problem.facts
     return {
         "op": facts.operation,

@@ -1,0 +1,82 @@
+"""Which of many timed kernels to keep: one for each class of lengths, as few as serve."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Winner", "speedup", "winners"]
+
+Times = Mapping[int, Mapping[str, float]]  # milliseconds by length and name
+
+_MOST = 3  # kernels of a plan: each takes seconds to build
+_GAIN = 1.01  # that one more kernel must bring, in the geometric mean over the lengths
+_NOISE = 1.005  # a kernel so much slower than the default at a length counts as its equal
+_STEP = 64  # limits are multiples of as many keys
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A kernel, and the most keys of a call that it is for; None: any number."""
+
+    name: str
+    max_keys: int | None
+
+    def __str__(self) -> str:
+        return self.name if self.max_keys is None else f"{self.name} up to {self.max_keys} keys"
+
+
+def winners(times: Times, default: str) -> list[Winner]:
+    """The plan of the least geometric mean, of those nowhere slower than ``default``.
+
+    It has one more kernel only where that brings 1 % or more. Two classes of lengths meet at the
+    geometric mean of the lengths beside. ``times`` has every kernel at every length.
+    """
+    lengths = sorted(times)
+    best = min(_plans(times, lengths, default, 1), key=lambda plan: _mean(times, plan))
+    for count in range(2, min(_MOST, len(lengths)) + 1):
+        more = min(_plans(times, lengths, default, count), key=lambda plan: _mean(times, plan))
+        if _mean(times, best) > _GAIN * _mean(times, more):
+            best = more
+    return list(_classes(best))
+
+
+def speedup(row: Mapping[str, float], length: int, won: Sequence[Winner], default: str) -> float:
+    """The default's time over that of the kernel which takes calls of this length."""
+    taken = next(w for w in won if w.max_keys is None or length <= w.max_keys)
+    return row[default] / row[taken.name]
+
+
+_Plan = dict[int, str]  # length to kernel
+
+
+def _plans(times: Times, lengths: Sequence[int], default: str, count: int) -> Iterator[_Plan]:
+    """The plans of so many classes, each with the best kernel of those nowhere slower."""
+    for cuts in itertools.combinations(range(1, len(lengths)), count - 1):
+        plan: _Plan = {}
+        for begin, end in itertools.pairwise((0, *cuts, len(lengths))):
+            part = lengths[begin:end]
+            uniform = [dict.fromkeys(part, name) for name in times[part[0]]]
+            allowed: list[_Plan] = [
+                alike
+                for alike in uniform
+                if all(times[s][alike[s]] <= _NOISE * times[s][default] for s in part)
+            ]
+            best: _Plan = min(allowed, key=lambda alike: _mean(times, alike))
+            plan |= best
+        yield plan
+
+
+def _mean(times: Times, plan: _Plan) -> float:
+    """The geometric mean of a plan's times."""
+    logs = [math.log(times[length][name]) for length, name in plan.items()]
+    return math.exp(sum(logs) / len(logs))
+
+
+def _classes(plan: _Plan) -> Iterator[Winner]:
+    for (length, name), (following, other) in itertools.pairwise(plan.items()):
+        if name != other:
+            yield Winner(name, round(math.sqrt(length * following) / _STEP) * _STEP)
+    yield Winner(list(plan.values())[-1], None)
