@@ -119,7 +119,7 @@ from fa3gen import driver
 driver.has_hopper = lambda: True
 op = fa3gen.compile(sys.argv[1])
 compiled = time.process_time()
-heavy = {"filelock", "jinja2", "networkx", "ninja", "pydantic", "sympy", "yaml"}
+heavy = {"filelock", "jinja2", "networkx", "ninja", "ortools", "pydantic", "sympy", "yaml"}
 found = sorted(heavy & set(sys.modules))
 torch_own = ["torch.utils.flop_counter"] if "torch.utils.flop_counter" in sys.modules else []
 times = {"import": imported - started, "compile": compiled - imported}

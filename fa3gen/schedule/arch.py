@@ -9,8 +9,10 @@ __all__ = ["HOPPER", "Arch"]
 
 @dataclass(frozen=True)
 class Arch:
-    """Limits of one streaming multiprocessor that a schedule must respect."""
+    """Limits of one streaming multiprocessor that a schedule must respect; their number, clock."""
 
+    sms: int  # of an H100 SXM or H200
+    clock_ghz: float  # that predictions are made for
     shared_bytes: int  # dynamic shared memory of one CTA
     reserved_bytes: int  # of shared memory, that each CTA takes beside
     registers: int  # 32-bit registers of one SM
@@ -38,6 +40,8 @@ class Arch:
 
 
 HOPPER = Arch(
+    sms=132,
+    clock_ghz=1.755,
     shared_bytes=232_448,
     reserved_bytes=1024,
     registers=65_536,

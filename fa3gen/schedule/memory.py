@@ -1,4 +1,4 @@
-"""Passes 3 and 4: shared-memory and register plans.
+"""Passes 4 and 5: shared-memory and register plans.
 
 Q has two stages if there is room, so that the next work tile's arrives while this one's is read.
 

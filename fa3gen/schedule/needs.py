@@ -14,6 +14,7 @@ from fa3gen.spec import AttentionSpec
 from fa3gen.spec.symbols import FloorDiv, FloorMod
 
 __all__ = [
+    "TWO_SCORES_REGISTERS",
     "Setting",
     "consumer_limit",
     "launch_registers",
@@ -31,7 +32,7 @@ __all__ = [
 _WORKING_REGISTERS = 26
 _CLAIM_REGISTERS = 4  # more where work tiles are claimed
 _FIXED_STAGE_REGISTERS = 20  # more with one stage: ptxas keeps its descriptors through the loop
-_TWO_SCORES_REGISTERS = 32  # more with two tiles of scores: ptxas cannot pack all its blocks
+TWO_SCORES_REGISTERS = 32  # more with two tiles of scores: ptxas cannot pack all its blocks
 _STAGING_REGISTERS = 6  # more where P is written to shared memory
 _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
@@ -80,7 +81,7 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     extra = block_n // _KEYS_PER_REGISTER
     extra += _CLAIM_REGISTERS if setting.persistence is Persistence.DYNAMIC else 0
     extra += _FIXED_STAGE_REGISTERS if setting.stages == 1 else 0
-    extra += _TWO_SCORES_REGISTERS * (setting.score_tiles - 1)
+    extra += TWO_SCORES_REGISTERS * (setting.score_tiles - 1)
     extra += max(product_dim(spec.head_dim.qk) - 128, 0) // 16  # descriptors of more k blocks
     extra += _STAGING_REGISTERS if setting.p_shared else 0
     extra += 0 if setting.specialized else _LOADING_REGISTERS

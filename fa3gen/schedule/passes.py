@@ -5,6 +5,7 @@
 ``key_bounds``     which keys some row, and every row, of a query tile keeps
 ``choose_tiling``  tile sizes and pipeline knobs from the budgets
 ``build_forward``  the op graph of one work tile
+``plan_loop``      overlap and ping-pong from the solved steady loop
 ``place``          role, pipeline stage and slot of each operation
 ``plan_memory``    shared memory, mbarriers
 ``plan_registers`` setmaxnreg of each role
@@ -23,6 +24,7 @@ from fa3gen import debug
 from fa3gen.ir import build_forward
 from fa3gen.ir.build import check_supported
 from fa3gen.schedule import tuned
+from fa3gen.schedule.loop import plan_loop
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.memory import plan_memory, plan_registers
 from fa3gen.schedule.place import place
@@ -33,15 +35,16 @@ from fa3gen.schedule.tiles import choose_tiling
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.model import ScheduleKnobs
 
-__all__ = ["PASSES", "make_plan", "make_program", "make_schedule"]
+__all__ = ["PASSES", "make_plan", "make_program", "make_schedule", "start_plan"]
 
 _log = logging.getLogger(__name__)
 
-PASSES = (place, plan_memory, plan_registers)
+PASSES = (plan_loop, place, plan_memory, plan_registers)
+_TABLES = (tuned.SHIPPED,)
 
 
 def make_plan(
-    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = (tuned.SHIPPED,)
+    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = _TABLES
 ) -> tuple[Schedule, ...]:
     """The schedules of a spec's kernels, in the order in which a call tries them.
 
@@ -49,19 +52,8 @@ def make_plan(
     the GPU of that name; else there is one kernel. ScheduleError or UnsupportedError if there is
     none.
     """
-    check_supported(spec)
-    asked = spec.schedule != ScheduleKnobs()
-    kernels = () if asked else tuned.find(spec, gpu, tables)
-    if not kernels:
-        return (_schedule(spec),)
-    return tuple(
-        replace(
-            _schedule(spec.model_copy(update={"schedule": kernel.knobs})),
-            spec=spec,
-            max_keys=kernel.max_keys,
-        )
-        for kernel in kernels
-    )
+    started = start_plan(spec, gpu=gpu, tables=tables)
+    return tuple(replace(_finished(schedule), spec=spec) for schedule in started)
 
 
 def make_schedule(spec: AttentionSpec) -> Schedule:
@@ -74,13 +66,30 @@ def make_program(spec: AttentionSpec) -> Program:
     return lower(make_schedule(spec))
 
 
-def _schedule(spec: AttentionSpec) -> Schedule:
-    """The Schedule of a spec under its knobs."""
+def start_plan(
+    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = _TABLES
+) -> tuple[Schedule, ...]:
+    """What the passes of ``make_plan`` start from; the spec of each has its kernel's knobs."""
+    check_supported(spec)
+    asked = spec.schedule != ScheduleKnobs()
+    kernels = () if asked else tuned.find(spec, gpu, tables)
+    return tuple(
+        _started(spec.model_copy(update={"schedule": kernel.knobs}), kernel.max_keys)
+        for kernel in kernels or (tuned.TunedKernel(None, spec.schedule),)
+    )
+
+
+def _started(spec: AttentionSpec, max_keys: int | None) -> Schedule:
+    """Tile, knobs and graph of a kernel."""
     bounds = key_bounds(spec.mask_expr)
     tiling, choice = choose_tiling(spec, bounds)
     graph = build_forward(spec, tiling.block_m, tiling.block_n)
-    schedule = Schedule(spec, tiling, graph, bounds, choice=choice)
     _log.log(debug.PASSES, "graph:\n%s", graph)
+    return Schedule(spec, tiling, graph, bounds, choice=choice, max_keys=max_keys)
+
+
+def _finished(schedule: Schedule) -> Schedule:
+    """All passes run."""
     for run_pass in PASSES:
         schedule = run_pass(schedule)
         _log.log(debug.PASSES, "after %s:\n%s", run_pass.__name__, schedule)

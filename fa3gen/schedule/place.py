@@ -1,4 +1,4 @@
-"""Pass 2: role, pipeline stage and slot of every loop operation.
+"""Pass 3: role, pipeline stage and slot of every loop operation.
 
 ::
 
@@ -14,7 +14,8 @@ in the stage of the product that uses it.
 
 O is rescaled right after the maxima are known: by then its product, issued beside the one that the
 maxima waited for, has as good as retired, and the multiplications and the conversion of P fill the
-gaps between exponentials.
+gaps between exponentials. The solver's answers agree in the stages and in the order of products and
+softmax (``loop``), but put the rescaling of a tile in front of its P V, one iteration later.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fa3gen.dtypes import DType
 from fa3gen.ir.graph import OpGraph
 from fa3gen.schedule.cost import Cost
+from fa3gen.schedule.modulo import ModuloSchedule, Origin
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.spec import AttentionSpec
 
@@ -188,6 +189,8 @@ class Schedule:
     memory: MemoryPlan | None = None
     registers: RegisterPlan | None = None
     choice: Choice | None = None
+    modulo: ModuloSchedule | None = None  # the steady loop as solved
+    origin: Origin | None = None
     max_keys: int | None = None  # the most keys of a call that takes it; None: any number
 
     @property

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.modulo import ModuloSchedule
 from fa3gen.schedule.program import Program
 from fa3gen.schedule.schedule import Schedule
 
@@ -21,12 +22,14 @@ def show_schedule(schedule: Schedule) -> str:
         "graph of one work tile": str(schedule.graph),
         "tiling": _fields(schedule.tiling),
         "keys of a query tile": _bounds(schedule),
+        "steady loop": _steady(schedule),
         "pipeline": _placements(schedule),
         "shared memory": _memory(schedule),
         "registers": _registers(schedule),
     }
     # A record that a later pass adds to the schedule prints itself.
     shown = {"spec", "tiling", "graph", "bounds", "placements", "memory", "registers"}
+    shown |= {"modulo", "origin"}
     for field in dataclasses.fields(schedule):
         if field.name not in shown and (value := getattr(schedule, field.name)):
             sections[field.name] = str(value)
@@ -46,6 +49,8 @@ def schedule_json(schedule: Schedule, program: Program) -> dict[str, Any]:
     for field in dataclasses.fields(schedule):
         if field.name not in record:
             record[field.name] = plain(getattr(schedule, field.name))
+    if schedule.modulo is not None:
+        record["modulo"] |= _figures(schedule.modulo)
     return {**record, "program": plain(program)}
 
 
@@ -80,6 +85,32 @@ def _bounds(schedule: Schedule) -> str:
         f"every row keeps [{bounds.every_begin or 0}, {bounds.every_end or 'seqlen_k'})"
         + ("" if bounds.exact else "\nevery tile is masked: a conjunct bounds nothing")
     )
+
+
+def _figures(modulo: ModuloSchedule) -> dict[str, Any]:
+    """What follows from a solved loop, at the clock and number of SMs of ``arch``."""
+    turns = modulo.turns
+    return {
+        "binding_unit": modulo.binding,
+        "tensor_utilisation": modulo.utilisation,
+        "clock_ghz": HOPPER.clock_ghz,
+        "sms": HOPPER.sms,
+        "predicted_tflops": modulo.predicted_tflops(HOPPER.clock_ghz, HOPPER.sms),
+        "turns": {"offsets": list(turns.offsets), "binding": turns.binding},
+    }
+
+
+def _steady(schedule: Schedule) -> str:
+    """The solved loop, and where overlap and ping-pong come from, if not both from knobs."""
+    tiling, modulo = schedule.tiling, schedule.modulo
+    pingpong = "ping-pong" if tiling.pingpong else "no ping-pong"
+    source = schedule.origin.value if schedule.origin else "no pass yet"
+    chosen = f"overlap {tiling.overlap}, {pingpong}: from {source}"
+    if modulo is None:
+        return f"{chosen}\ninterval unknown"
+    tflops = modulo.predicted_tflops(HOPPER.clock_ghz, HOPPER.sms)
+    speed = f"predicted {tflops:.0f} TFLOP/s at {HOPPER.clock_ghz} GHz on {HOPPER.sms} SMs"
+    return f"{chosen}\n{speed}\n{modulo}"
 
 
 def _placements(schedule: Schedule) -> str:
