@@ -25,7 +25,7 @@ class Origin(enum.Enum):
     SOLVED = "a solution found now"
     UNSOLVED = (
         "the rule (overlap 2, ping-pong of two and more warpgroups), for the problem is not among "
-        "the stored ones and ortools is not installed (extra: solver)"
+        "the stored ones and ortools is not installed"
     )
     UNSEEN = (
         "the rule (overlap 2, ping-pong of two and more warpgroups), for the solver knows neither "

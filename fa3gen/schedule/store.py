@@ -1,8 +1,8 @@
 """Stored answers of the solver, so that the shipped kernels, and most others, never wait for it.
 
 ``solutions.json`` maps a problem's key (``Step.key``) to its answer; ``solutions`` writes it. A
-problem that is not stored is solved where OR-tools is installed (extra ``solver``), else left open:
-the answer of another problem is no guess at it.
+problem that is not stored is solved on the spot, which takes less than a second. Without OR-tools
+it is left open: the answer of another problem is no guess at it.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_a_problem_that_is_not_stored_without_the_solver(monkeypatch: pytest.Mon
     assert (schedule.origin, schedule.modulo) == (Origin.UNSOLVED, None)
     assert (schedule.tiling.overlap, schedule.tiling.pingpong) == (2, True)
     shown = show_schedule(schedule)
-    assert "ortools is not installed (extra: solver)\ninterval unknown" in shown
+    assert "ortools is not installed\ninterval unknown" in shown
     alone = make_schedule(AttentionSpec(head_dim=128, schedule={"warpgroups": 1}))
     assert (alone.tiling.overlap, alone.tiling.pingpong) == (2, False)
 
