@@ -13,7 +13,7 @@ Times = Mapping[int, Mapping[str, float]]  # milliseconds by length and name
 
 _MOST = 3  # kernels of a plan: each takes seconds to build
 _GAIN = 1.01  # that one more kernel must bring, in the geometric mean over the lengths
-_NOISE = 1.005  # a kernel so much slower than the default at a length counts as its equal
+_NOISE = 1.005  # kernels whose times differ by less count as equal
 _STEP = 64  # limits are multiples of as many keys
 
 
@@ -31,7 +31,8 @@ class Winner:
 def winners(times: Times, default: str) -> list[Winner]:
     """The plan of the least geometric mean, of those nowhere slower than ``default``.
 
-    It has one more kernel only where that brings 1 % or more. Two classes of lengths meet at the
+    A class has another kernel than ``default`` only where that is better by more than noise, and a
+    plan one more kernel only where that brings 1 % or more. Two classes of lengths meet at the
     geometric mean of the lengths beside. ``times`` has every kernel at every length.
     """
     lengths = sorted(times)
@@ -65,7 +66,8 @@ def _plans(times: Times, lengths: Sequence[int], default: str, count: int) -> It
                 if all(times[s][alike[s]] <= _NOISE * times[s][default] for s in part)
             ]
             best: _Plan = min(allowed, key=lambda alike: _mean(times, alike))
-            plan |= best
+            usual = dict.fromkeys(part, default)
+            plan |= best if _mean(times, usual) > _NOISE * _mean(times, best) else usual
         yield plan
 
 

@@ -1,15 +1,32 @@
-// Host side of fa3gen::causal_d64_bf16_20805478: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d64_bf16_50d60561: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
 
+extern "C" const unsigned char fa3gen_kernel_to_5824[];  // kernel_to_5824.cubin, embedded by cubin.S
 extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
 namespace {
 using fa3gen::host::Tensor;
 
+fa3gen::host::DeviceKernel kernel_to_5824(fa3gen_kernel_to_5824, "causal_d64_bf16_forward_to_5824", 82032);
 fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "causal_d64_bf16_forward", 139376);
 // A call takes the first kernel that takes so many keys.
 const fa3gen::host::ForwardKernel kKernels[] = {
+    {
+        .device = kernel_to_5824,
+        .max_keys = 5824,
+        .block_m = 128,
+        .threads = 384,
+        .smem_bytes = 82032,
+        .cta_per_sm = 2,
+        .persistent = true,
+        .claims = true,
+        .longest_first = true,
+        .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+        .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    },
     {
         .device = kernel,
         .max_keys = fa3gen::host::kAnyKeys,
@@ -28,7 +45,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d64_bf16_20805478",
+    .name = "fa3gen::causal_d64_bf16_50d60561",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 64,
     .head_dim_v = 64,
@@ -45,11 +62,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d64_bf16_20805478(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d64_bf16_20805478_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d64_bf16_50d60561(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d64_bf16_50d60561_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d64_bf16_20805478", TORCH_BOX(&forward));
-  m.impl("causal_d64_bf16_20805478_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d64_bf16_50d60561", TORCH_BOX(&forward));
+  m.impl("causal_d64_bf16_50d60561_out", TORCH_BOX(&forward_out));
 }

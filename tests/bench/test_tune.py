@@ -35,6 +35,11 @@ def test_one_kernel_where_one_is_best() -> None:
     assert winners(times, DEFAULT) == [Winner("a", None)]
 
 
+def test_noise_wins_nothing() -> None:
+    times = {s: {DEFAULT: 1.0, "a": 0.997} for s in (512, 1024, 2048)}
+    assert winners(times, DEFAULT) == [Winner(DEFAULT, None)]
+
+
 def test_classes_meet_between_lengths() -> None:
     times = {
         512: {DEFAULT: 1.0, "short": 0.8, "long": 1.0},
@@ -76,7 +81,7 @@ def test_never_slower_than_the_default(data: st.DataObject) -> None:
         assert min(gains) > 0.99
         single = [times[s][DEFAULT] / times[s][best_single] for s in lengths]
         means = [torch.tensor(x).log().mean().item() for x in (gains, single)]
-        assert means[0] >= means[1] - 1e-6
+        assert means[0] >= means[1] - 0.005
 
 
 # --- candidates -----------------------------------------------------------------------------------

@@ -146,10 +146,10 @@ def test_knobs_are_kept(knobs: dict[str, Any], overlap: int, pingpong: bool) -> 
     assert emitted(schedule.modulo)[0] == overlap, "the loop that is shown is the one emitted"
 
 
-def test_small_heads_take_no_turns() -> None:
-    """Their products fill a fifth of the interval: none puts another off."""
-    schedule = make_schedule(AttentionSpec(head_dim=16))
-    assert (schedule.tiling.overlap, schedule.tiling.pingpong) == (2, False)
+@pytest.mark.parametrize("head_dim", [16, 48, 80, 256])
+def test_warpgroups_take_turns_wherever_they_may(head_dim: int) -> None:
+    schedule = make_schedule(AttentionSpec(head_dim=head_dim))
+    assert (schedule.tiling.overlap, schedule.tiling.pingpong) == (2, True)
 
 
 def test_loops_that_no_program_has_map_to_the_nearest() -> None:
