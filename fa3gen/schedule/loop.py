@@ -51,9 +51,9 @@ def emitted(modulo: ModuloSchedule) -> tuple[int, bool]:
 
     Programs have three forms: everything of a KV tile in one iteration, P V one iteration late,
     the softmax one and P V two iterations late. Overlap is 3 where the maxima are late, else 2
-    where P V is, by however much; else 1. Several warpgroups take turns, for the interval holds only
-    as long as they stay as far behind one another as solved, and nothing in the data keeps them
-    there; but not with overlap 1, whose two products lie apart and have no turn in common.
+    where P V is, by however much; else 1. Several warpgroups take turns, for the interval holds
+    only as long as they stay as far behind one another as solved, and nothing in the data keeps
+    them there; but not with overlap 1, whose two products lie apart and have no turn in common.
     """
     stages = modulo.stages()
     overlap = 3 if stages["RowMax"] else 2 if stages["GemmPV"] else 1
