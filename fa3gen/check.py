@@ -66,6 +66,7 @@ class Case:
     layout: Layout = Layout.CONTIGUOUS
     scale: float | None = None
     seed: int = 0
+    rising: float = 0.0  # scores grow by so much from the last key, which comes first, to the first
 
     @property
     def name(self) -> str:
@@ -73,6 +74,7 @@ class Case:
         text = f"b{self.batch}-h{self.heads}/{self.kv_heads}-q{self.seqlen_q}-k{self.seqlen_k}"
         if self.layout is not Layout.CONTIGUOUS:
             text += f"-{self.layout.value}"
+        text += f"-rising{self.rising:g}" if self.rising else ""
         return text if self.scale is None else f"{text}-scale{self.scale:g}"
 
 
@@ -139,6 +141,8 @@ _LARGE = (
     Case(2, 8, 2, 1024, 1024, Layout.PACKED),
     Case(3, 4, 2, 777, 1500, Layout.EXPANDED),
     Case(2, 4, 2, 513, 515, Layout.UNALIGNED),
+    Case(2, 4, 2, 500, 1300, rising=60.0),
+    Case(1, 4, 2, 1300, 1300, rising=2000.0),
     # Every residue of one length meets a different one of the other.
     *(
         Case(2, 4, 2, 512 + r, 640 + _RESIDUES[(5 * i + 3) % len(_RESIDUES)])
@@ -151,13 +155,30 @@ _LARGE = (
 )
 
 
-def cases(sizes: str) -> tuple[Case, ...]:
-    """The fixed set ``small`` or ``large`` (which includes the small one), seeds filled in."""
+def cases(sizes: str, limits: Sequence[int] = ()) -> tuple[Case, ...]:
+    """The fixed set ``small`` or ``large`` (which includes the small one), seeds filled in.
+
+    ``limits``: the most keys of the op's kernels but the last. The large set then has every residue
+    for each of the kernels that take more keys, too.
+    """
     sets = {"small": _SMALL, "large": _SMALL + _LARGE}
     if sizes not in sets:
         raise ValueError(f"sizes is small or large (got {sizes!r})")
-    fields = ({**vars(case), "seed": seed} for seed, case in enumerate(sets[sizes]))
+    chosen = list(sets[sizes])
+    for limit in limits if sizes == "large" else ():
+        chosen += [
+            Case(2, 4, 2, 256 + _RESIDUES[(5 * i + 3) % len(_RESIDUES)], limit + 1 + r)
+            for i, r in enumerate(_RESIDUES)
+        ]
+    fields = ({**vars(case), "seed": seed} for seed, case in enumerate(chosen))
     return tuple(Case(**values) for values in fields)
+
+
+def limits_of(op: object) -> tuple[int, ...]:
+    """The most keys of a built op's kernels but the last, which takes any number."""
+    artifact = getattr(op, "artifact", None)
+    kernels = () if artifact is None else artifact.kernels
+    return tuple(kernel.max_keys for kernel in kernels if kernel.max_keys is not None)
 
 
 def check(
@@ -179,7 +200,7 @@ def check(
     """
     calls = 3 if sizes == "large" else 1
     results = []
-    for case in cases(sizes):
+    for case in cases(sizes, limits_of(op)):
         if progress:
             progress(case.name)
         results.append(
@@ -259,6 +280,9 @@ def draw_inputs(
         q, k, v = (draw(math.prod(shape) + 1)[1:].view(shape) for shape in shapes)
     else:
         q, k, v = (draw(*shape) for shape in shapes)
+    if case.rising:  # with the scale 1 / sqrt(d)
+        keys = torch.arange(case.seqlen_k, 0, -1, device=device)[:, None] / case.seqlen_k
+        q[..., 0], k[..., 0] = d**0.5, case.rising * keys
     return q, k, v
 
 

@@ -161,13 +161,13 @@ def check(
     """Compare a variant with an fp64 reference, on the GPU or on the interpreter."""
     import torch
 
-    from fa3gen.check import cases, render_table
+    from fa3gen.check import cases, limits_of, render_table
     from fa3gen.check import check as run_check
 
     loaded, op = _compiled(spec)
     on_gpu = op.artifact is not None
     chosen = (sizes or (Sizes.LARGE if on_gpu else Sizes.SMALL)).value
-    with check_progress(len(cases(chosen))) as progress:
+    with check_progress(len(cases(chosen, limits_of(op)))) as progress:
         results = run_check(
             op,
             loaded.mask,

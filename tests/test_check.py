@@ -190,6 +190,24 @@ def test_sets_cover_what_they_promise() -> None:
     assert max(c.seqlen_q for c in large) >= 16384
 
 
+def test_each_kernel_of_a_plan_meets_every_residue() -> None:
+    large, more = cases("large"), cases("large", (512, 4000))
+    assert more[: len(large)] == large
+    assert len({c.name for c in more}) == len(more)
+    for limit in (512, 4000):
+        beyond = [c for c in more[len(large) :] if limit < c.seqlen_k <= limit + 200]
+        assert {(c.seqlen_k - limit - 1) % 128 for c in beyond} >= {0, 1, 63, 64, 127}
+    assert cases("small", (512,)) == cases("small")
+
+
+def test_rising_scores_rise_from_the_last_key_on() -> None:
+    case = Case(1, 1, 1, 3, 50, rising=1000.0)
+    q, k, _ = draw_inputs(case, device="cpu", dtype=torch.bfloat16, head_dims=(64, 64))
+    scores = (q[0, :, 0].double() @ k[0, :, 0].double().T) / 8
+    assert bool((scores.diff(dim=1) < 14).any())
+    assert bool((scores[:, 0] - scores[:, -1] > 900).all())
+
+
 @pytest.mark.parametrize("layout", list(Layout))
 def test_layouts_lie_in_memory_as_they_say(layout: Layout) -> None:
     case = Case(2, 4, 2, 6, 6, layout)

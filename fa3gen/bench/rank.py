@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fa3gen.bench.report import number, table_line
-from fa3gen.schedule import Schedule, make_schedule
+from fa3gen.schedule import Schedule, make_plan
 from fa3gen.schedule.ranges import tile_range
 from fa3gen.spec import AttentionSpec
 
@@ -108,7 +108,7 @@ def _group(key: Key, members: Mapping[tuple[str, str], Sequence[tuple[Row, float
     predicted: dict[str, dict[str, float]] = {model: {} for model in MODELS}
     for (name, knobs), timed in members.items():
         spec = AttentionSpec(head_dim={"qk": d, "v": dv}, mask=mask, schedule=json.loads(knobs))
-        schedule = make_schedule(spec)
+        (schedule,) = make_plan(spec, tables=())
         tiles[name] = f"{schedule.tiling.block_m}x{schedule.tiling.block_n}"
         measured[name] = _mean(relative for _, relative in timed)
         assert schedule.choice is not None
