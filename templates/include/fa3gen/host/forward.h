@@ -110,8 +110,8 @@ inline void check_outputs(const ForwardOp& op, const ForwardTensors& tensors) {
   }
 }
 
-// Groups of heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run.
-// What no whole group is left for joins the last one: a small last group would end on its longest tiles alone.
+// Groups of heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run: as many
+// as it takes, all of one size, for a small last group would end on its longest tiles alone.
 inline int head_groups(const ForwardOp& op, const ForwardKernel& kernel, const ForwardParams& params) {
   constexpr int64_t kL2Bytes = int64_t{32} << 20;  // of Hopper's 50 MiB
   const int64_t all_heads = int64_t{params.batch} * params.heads;
@@ -120,8 +120,9 @@ inline int head_groups(const ForwardOp& op, const ForwardKernel& kernel, const F
   }
   const int64_t row_bytes = int64_t{op.element.bytes} * (op.head_dim_qk + op.head_dim_v);
   const int64_t kv_head_bytes = std::max<int64_t>(1, row_bytes * params.seqlen_k);
-  const int64_t resident = kL2Bytes / kv_head_bytes * params.heads_per_kv;  // the query heads of a KV head share it
-  return static_cast<int>(std::max<int64_t>(1, all_heads / std::max<int64_t>(1, resident)));
+  const int64_t kv_heads = kL2Bytes / kv_head_bytes;
+  const int64_t resident = std::max<int64_t>(1, kv_heads * params.heads_per_kv);  // query heads of a KV head share it
+  return static_cast<int>((all_heads + resident - 1) / resident);
 }
 
 inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kernel, const ForwardTensors& tensors,
