@@ -46,7 +46,7 @@ class Rates:
     chain: float  # more an element where one warpgroup issues alone
     step: float
     work: float  # of a work tile: Q's arrival, the store of O
-    store: float  # more where the next Q waits for the store of O, staged over Q
+    store: float  # more where the next Q, or V, waits for the store of O, staged over it
     odd: float = 0.0  # the part more that Q K^T takes of keys that are no multiple of 64
     trio: float = 0.0  # and a step of three warpgroups
     close: float = 1.05  # tiles of 128 keys are preferred if not so many times slower
@@ -81,14 +81,15 @@ def estimate(
     rows_and_keys: tuple[int, int],
     overlap: int,
     bounds: KeyBounds,
-    over_q: bool,
+    o_over: str | None,
     rates: Rates,
 ) -> Cost:
-    """The cost of (query rows, keys) tiles for head dims (qk, v); ``over_q``: O is staged there."""
+    """The cost of (query rows, keys) tiles for head dims (qk, v); ``o_over``: the buffer that O
+    is staged over."""
     step = _Step(*dims, *rows_and_keys, overlap, rates)
     limits = step.limits(rates.softmax)
     bound = max(limits, key=lambda name: limits[name])
-    cycles = _cycles_per_row(step, bounds, rates.work + rates.store * over_q)
+    cycles = _cycles_per_row(step, bounds, rates.work + rates.store * (o_over is not None))
     return Cost(step.interval(rates.softmax), step.products * step.warpgroups, bound, cycles)
 
 

@@ -101,7 +101,8 @@ class Emitter:
 
     ``fenced``: register tiles that are wgmma operands; ``trailing``: rings whose stages are
     released after the role has gone on to the next; ``staged``: buffers that the role itself fills
-    for a product; ``covered``: buffers of which the role overwrites what its products have read.
+    for a product; ``covered``: buffers of which the role overwrites what its products have read;
+    ``always``: every work tile visits a KV tile.
     """
 
     fenced: frozenset[str] = frozenset()
@@ -109,6 +110,7 @@ class Emitter:
     staged: frozenset[str] = frozenset()
     covered: frozenset[str] = frozenset()
     prefetch: Prefetch | None = None
+    always: bool = False
     blocks: list[list[Node]] = field(default_factory=lambda: [[]])
     groups: list[_Group] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
@@ -146,6 +148,9 @@ class Emitter:
     @contextmanager
     def if_tiles(self) -> Iterator[None]:
         """A part that runs only if the work tile visits a KV tile."""
+        if self.always:
+            yield
+            return
         with self._block() as block:
             yield
         if block:

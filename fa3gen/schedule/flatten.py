@@ -160,7 +160,8 @@ class _Flattener:
                     stage_a, _ = self._position(instruction.a_cursor, 0)
                 return Event(instruction, work, tile - instruction.skew, stage, phase, stage_a)
             case NamedSync() | NamedArrive():
-                slot = (self.instance + instruction.shift) % self.role.instances
+                instances = self.program.named_barrier(instruction.barrier).instances
+                slot = (self.instance + instruction.shift) % instances
                 return Event(instruction, work, tile, slot=slot)
             case _:
                 return Event(instruction, work, tile - getattr(instruction, "skew", 0))

@@ -162,6 +162,8 @@ class _Call:
         last = min(first + self.program.block_m, self.seqlen_q) - 1
         lengths = (self.seqlen_q, self.seqlen_k)
         tiles = tile_range(bounds, first + shift, last + shift, lengths, self.program.block_n)
+        if self.program.always:
+            tiles = tiles.or_beyond(-(-max(self.seqlen_k, 1) // self.program.block_n))
         return tiles.at_least(self.program.peeled)
 
     def load(self, name: str, work: _WorkTile, first: int) -> Tensor:

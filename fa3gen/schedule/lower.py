@@ -147,6 +147,7 @@ def lower(schedule: Schedule) -> Program:
         peeled=schedule.depth,
         lag=schedule.lag,
         unroll=schedule.score_tiles,
+        always=_always(schedule),
     )
 
 
@@ -170,11 +171,14 @@ def _buffers(schedule: Schedule, memory: MemoryPlan) -> tuple[Buffer, ...]:
 
 
 def _named(schedule: Schedule) -> tuple[NamedBarrier, ...]:
-    """Ids from 1 (0 is __syncthreads): one a consumer for its store, one for its turn."""
+    """Ids from 1 (0 is __syncthreads): one a consumer for its store, one for its turn; one for all
+    of them, where they meet before O is written over V."""
     count = schedule.tiling.warpgroups
     named = [NamedBarrier("store", 1, count, HOPPER.warpgroup)]
     if schedule.tiling.pingpong:
         named.append(NamedBarrier("turn", 1 + count, count, 2 * HOPPER.warpgroup))
+    if schedule.tiling.o_over == "V" and count > 1:
+        named.append(NamedBarrier("done", 1 + 2 * count, 1, count * HOPPER.warpgroup))
     return tuple(named)
 
 
@@ -207,7 +211,7 @@ def _scores(schedule: Schedule) -> tuple[str, ...]:
 
 def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -> Role:
     """K of the first tile, Q, then K(t) and V(t-1) for each tile, V of the last."""
-    emit = Emitter()
+    emit = Emitter(always=_always(schedule))
     places = schedule.of_role(RoleName.PRODUCER)
     depth = schedule.depth
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
@@ -228,7 +232,7 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
                     free = ("K",) if index and not drains else ()
                     load(range(index + 1, depth + 1) if drains else range(index + 1), free)
 
-    early = _q_is_released_early(schedule, memory)
+    early, over_v = _q_is_released_early(schedule), schedule.tiling.o_over == "V"
     late = ("V",) if schedule.lag else ()  # a late softmax has K released after an older tile's V
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():
@@ -237,8 +241,13 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             steps(Segment.FIRST, range(min(depth, 1)))
             if early:
                 emit.load("Q", sizes["Q"], free=not _q_is_guarded(memory))
-                with emit.for_tiles(Segment.ALL):
-                    load(range(depth + 1), late)
+                if not over_v:
+                    with emit.for_tiles(Segment.ALL):
+                        load(range(depth + 1), late)
+        if over_v:  # the next V waits until O has left
+            emit.append(Wait("O_empty", "O", empty=True), Advance("O"))
+            with emit.if_tiles(), emit.for_tiles(Segment.ALL):
+                load(range(depth + 1), late)
         if not early:
             emit.load("Q", sizes["Q"])
             with emit.if_tiles():
@@ -289,7 +298,7 @@ def _set_registers(emit: Emitter, granted: int, launch: int) -> None:
 
 def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -> Role:
     """The consumers' program: products and softmax over the KV tiles, then the store of O."""
-    tiling, over_q = schedule.tiling, memory.buffer("O").over is not None
+    tiling, over_q = schedule.tiling, schedule.tiling.o_over == "Q"
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
     emit = Emitter(
         fenced=frozenset(tile.name for tile in _register_tiles(schedule)),
@@ -297,9 +306,10 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         staged=frozenset({"P"} if tiling.p_shared else ()),
         covered=frozenset({"Q"} if over_q else ()),
         prefetch=None if tiling.specialized else Prefetch(tiling.stages, sizes),
+        always=_always(schedule),
     )
     turn = Turn("turn", 2 * HOPPER.warpgroup) if tiling.pingpong else None
-    early = _q_is_released_early(schedule, memory)
+    early = _q_is_released_early(schedule)
     arrival = (Arrive("Q_empty", "Q", Executor.EACH_WARP),) if _q_is_guarded(memory) else ()
     release = (*arrival, Advance("Q"))
 
@@ -327,9 +337,9 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             emit.calc(CalcKind.NORMALIZE_SHIFTED, ("O", "row_sum", "shift"), ("O", "lse"))
         else:
             emit.calc(CalcKind.NORMALIZE, ("O", "row_sum", "row_max"), ("O", "lse"))
-        _store(emit, over_q)
+        _store(emit, schedule)
         emit.awaited.discard("Q")
-    if not over_q:
+    if tiling.o_over is None:
         emit.append(TmaStoreWait(0, read=True))
     first = 1 if tiling.specialized else 0
     return Role(
@@ -337,10 +347,16 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     )
 
 
-def _q_is_released_early(schedule: Schedule, memory: MemoryPlan) -> bool:
+def _always(schedule: Schedule) -> bool:
+    """Whether every work tile visits a KV tile: where V waits for the store of O, consumers must
+    not run ahead of a producer that has nothing to load."""
+    return schedule.tiling.o_over == "V"
+
+
+def _q_is_released_early(schedule: Schedule) -> bool:
     """Whether Q is released after its last product, and loaded only if there is one; not where O is
     staged over it."""
-    return releases_q_early(schedule.tiling) and memory.buffer("O").over is None
+    return releases_q_early(schedule.tiling) and schedule.tiling.o_over != "Q"
 
 
 def _q_is_guarded(memory: MemoryPlan) -> bool:
@@ -447,13 +463,16 @@ def _gemm(schedule: Schedule, place: Placement, score: str) -> Gemm:
     return Gemm(GemmKind.PV, "O", "P", "V", p_cursor, "V", place.stage)
 
 
-def _store(emit: Emitter, over_q: bool) -> None:
+def _store(emit: Emitter, schedule: Schedule) -> None:
     """Write LSE, and store O through shared memory."""
-    threads = HOPPER.warpgroup
+    threads, over = HOPPER.warpgroup, schedule.tiling.o_over
+    warpgroups = schedule.tiling.warpgroups
     emit.append(StoreRows("lse"))
-    if not over_q:  # the store of the work tile before may still read the buffer
+    if over is None:  # the store of the work tile before may still read the buffer
         emit.append(TmaStoreWait(0, read=True))
-    if not over_q or "Q" in emit.unconverged:
+    if over == "V" and warpgroups > 1:  # every consumer has read it
+        emit.append(NamedSync("done", warpgroups * threads))
+    elif over != "Q" or "Q" in emit.unconverged:
         emit.append(NamedSync("store", threads))
     emit.append(
         StageOut("O", "O"),
@@ -462,8 +481,8 @@ def _store(emit: Emitter, over_q: bool) -> None:
         TmaStore("O"),
         TmaStoreCommit(),
     )
-    if over_q:
-        emit.append(
-            TmaStoreWait(0, read=True), Arrive("Q_empty", "Q", Executor.ELECTED), Advance("Q")
-        )
+    if over is not None:
+        owner = "Q" if over == "Q" else "O"
+        release = Arrive(f"{owner}_empty", owner, Executor.ELECTED)
+        emit.append(TmaStoreWait(0, read=True), release, Advance(owner))
     emit.unconverged.clear()

@@ -4,7 +4,9 @@ Q has two stages if there is room, so that the next work tile's arrives while th
 
 O is staged apart from everything if there is room, so that its store overlaps the next work tile.
 Else it is staged over Q: a warpgroup's rows of Q are read by that warpgroup alone, so no other
-consumer is waited for, but the next Q cannot be loaded before the store has read O.
+consumer is waited for, but the next Q cannot be loaded before the store has read O. Over V, where
+that is asked, the next Q and K may come early, and V cannot; but every consumer reads V, so all of
+them meet before O is written.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fa3gen.dtypes import DType
-from fa3gen.errors import ScheduleError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import (
     Setting,
@@ -32,22 +33,22 @@ from fa3gen.schedule.schedule import (
     Schedule,
     Tiling,
 )
+from fa3gen.spec.model import OStaging
 
 __all__ = ["plan_memory", "plan_registers", "releases_q_early"]
 
 _WARPS = HOPPER.warpgroup // 32
+_STAGINGS = {None: OStaging.APART, "Q": OStaging.OVER_Q, "V": OStaging.OVER_V}
 
 
 def plan_memory(schedule: Schedule) -> Schedule:
     """Lay out Q, K, V, O and the mbarriers in shared memory."""
     spec, tiling = schedule.spec, schedule.tiling
     qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
-    setting = _setting(schedule)
+    setting, over = _setting(schedule), tiling.o_over
     needs = shared_needs(spec, tiling.block_m, tiling.block_n, setting)
-    room = setting.limits.shared_bytes - sum(needs.values())
-    apart = room >= 0
-    if not apart and v > qk:
-        raise ScheduleError("O neither fits apart from Q, K and V nor over Q")
+    taken = sum(needs.values()) - needs["O"] * (over is not None)
+    room = setting.limits.shared_bytes - taken
     buffers: list[BufferPlan] = []
     offset = 0
     for tile, rows, cols, stages in (
@@ -58,10 +59,10 @@ def plan_memory(schedule: Schedule) -> Schedule:
     ):
         buffers.append(BufferPlan(tile, offset, rows, cols, spec.dtype, stages, None))
         offset += buffers[-1].bytes
-    over = None if apart else "Q"
-    at = offset if apart else buffers[0].offset
+    places = {buffer.tile: buffer.offset for buffer in buffers}
+    at = places[over] if over else offset
     buffers.append(BufferPlan("O", at, tiling.block_m, v, spec.dtype, 1, over))
-    offset += buffers[-1].bytes if apart else 0
+    offset += 0 if over else buffers[-1].bytes
     if tiling.persistence is Persistence.DYNAMIC:  # the number of the work tile at hand
         buffers.append(BufferPlan("Work", offset, 1, 1, DType.INT32, 1, None))
         offset += HOPPER.word_alignment
@@ -86,16 +87,20 @@ def _barriers(buffers: list[BufferPlan], offset: int, tiling: Tiling) -> tuple[B
     """A full and an empty mbarrier for each stage of each buffer that the producer fills.
 
     A full barrier gets one arrival, with TMA's bytes; an empty one that of every consumer warp, but
-    of each warpgroup's storing thread alone where O lies over the buffer. Q needs no empty barrier
+    for Q of each warpgroup's storing thread alone where O lies over it. O over V has an empty
+    barrier as well, for V waits for the store. Q needs no empty barrier
     where its stage is free anyway: with products that overlap, a work tile's first K goes before
     its Q, and where work tiles are claimed, none is given out before the one before has been read.
     """
-    over = {buffer.over for buffer in buffers}
     plans = []
     for buffer in buffers:
+        if buffer.tile == "O" and buffer.over == "V":
+            plans.append(BarrierPlan("O_empty", offset, 1, tiling.warpgroups))
+            offset += HOPPER.mbarrier_bytes
         if buffer.tile in ("P", "O"):
             continue  # the consumers fill them
-        readers = tiling.warpgroups * (1 if buffer.tile in over else _WARPS)
+        stored = buffer.tile == tiling.o_over == "Q"
+        readers = tiling.warpgroups * (1 if stored else _WARPS)
         unguarded = buffer.tile == "Q" and _q_is_free(buffers, tiling)
         for name, arrivals in ((f"{buffer.tile}_full", 1), (f"{buffer.tile}_empty", readers)):
             if unguarded and name == "Q_empty":
@@ -109,7 +114,7 @@ def _q_is_free(buffers: list[BufferPlan], tiling: Tiling) -> bool:
     """Whether the stage that a work tile's Q goes to is free by the time it is loaded, because what
     the producer waited for before came after all products with what it held."""
     stages = {buffer.tile: buffer.stages for buffer in buffers}
-    over_q = any(buffer.over == "Q" for buffer in buffers)
+    over_q = tiling.o_over == "Q"
     behind_claim = tiling.persistence is Persistence.DYNAMIC and stages["Q"] > 1
     behind_k = tiling.overlap > 1 and stages["Q"] >= stages["K"]
     return releases_q_early(tiling) and not over_q and (behind_claim or behind_k)
@@ -143,4 +148,5 @@ def _setting(schedule: Schedule) -> Setting:
         tiling.specialized,
         tiling.ctas_per_sm,
         tiling.lazy_rescale,
+        _STAGINGS[tiling.o_over],
     )

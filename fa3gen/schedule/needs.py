@@ -11,6 +11,7 @@ from fa3gen.schedule.arch import HOPPER, Arch
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Persistence
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.model import OStaging
 from fa3gen.spec.symbols import FloorDiv, FloorMod
 
 __all__ = [
@@ -18,8 +19,8 @@ __all__ = [
     "Setting",
     "consumer_limit",
     "launch_registers",
+    "o_over",
     "over_budget",
-    "over_q",
     "padded_dim",
     "producer_needs",
     "product_dim",
@@ -38,6 +39,10 @@ _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
 _PRODUCT_REGISTERS = 30  # of one wgmma beside its accumulator, all within those at entry
 _SHIFT_REGISTERS = 3  # more there beside lazy maxima, where none is in flight meanwhile
+_NO_PLACE = (
+    "O cannot be staged there: over Q it needs head dims with v <= qk; over V a producer, overlap "
+    "1 or 2, and stages that together have as many keys as the tile has rows"
+)
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
@@ -53,6 +58,7 @@ class Setting:
     specialized: bool = True
     ctas: int = 1  # that share an SM
     lazy: bool = False  # maxima
+    o_staging: OStaging | None = None  # as asked
 
     @property
     def score_tiles(self) -> int:
@@ -163,18 +169,48 @@ def over_budget(
     product = {"accumulator": widest, "operands": operands}
     if sum(product.values()) > launch:
         return _lines(product, launch, "registers at entry, that one product may take")
-    shared = shared_needs(spec, block_m, block_n, setting)
-    if spec.head_dim.v <= spec.head_dim.qk:  # O may lie over Q
-        shared = {tile: size for tile, size in shared.items() if tile != "O"}
-    if sum(shared.values()) > setting.limits.shared_bytes:
+    if not _o_places(spec, rows_and_keys, setting):
+        return _NO_PLACE
+    if _o_staging(spec, rows_and_keys, setting) is None:
+        shared = shared_needs(spec, block_m, block_n, setting)
+        if _o_places(spec, rows_and_keys, setting) != [OStaging.APART]:
+            shared = {tile: size for tile, size in shared.items() if tile != "O"}
         return _lines(shared, setting.limits.shared_bytes, "bytes of shared memory")
     return None
 
 
-def over_q(spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting) -> bool:
-    """Whether O is staged over Q, because there is no room apart from it."""
+def o_over(spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting) -> str | None:
+    """The buffer that O of a fitting tile is staged over; None if it lies apart."""
+    staging = _o_staging(spec, rows_and_keys, setting)
+    return {OStaging.OVER_Q: "Q", OStaging.OVER_V: "V"}.get(staging or OStaging.APART)
+
+
+def _o_staging(
+    spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting
+) -> OStaging | None:
+    """Where O is staged: as asked, else apart, or over Q where there is no room; None where what is
+    left fits nowhere."""
     shared = shared_needs(spec, *rows_and_keys, setting)
-    return sum(shared.values()) > setting.limits.shared_bytes
+    total, limit = sum(shared.values()), setting.limits.shared_bytes
+    for place in _o_places(spec, rows_and_keys, setting):
+        if total - shared["O"] * (place is not OStaging.APART) <= limit:
+            return place
+    return None
+
+
+def _o_places(
+    spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting
+) -> list[OStaging]:
+    """Where O may be staged. Over V all its stages are free for it only once every consumer has
+    done its last product, and with a producer that waits for the store."""
+    block_m, block_n = rows_and_keys
+    places = [OStaging.APART]
+    places += [OStaging.OVER_Q] * (spec.head_dim.v <= spec.head_dim.qk)
+    waits = setting.specialized and setting.overlap < 3
+    places += [OStaging.OVER_V] * (waits and block_m <= setting.stages * block_n)
+    if setting.o_staging is not None:
+        return [place for place in places if place is setting.o_staging]
+    return [place for place in places if place is not OStaging.OVER_V]
 
 
 def _lines(needs: dict[str, int], limit: int, unit: str) -> str:

@@ -589,6 +589,7 @@ class Program:
     peeled: int  # KV tiles before the loops, in a prologue: a work tile has none, or as many
     lag: int  # KV tiles that the softmax is behind the loop's tile
     unroll: int  # KV tiles of a turn of the consumers' loops
+    always: bool  # every work tile visits a KV tile, one past the last key if it keeps none
 
     def buffer(self, name: str) -> Buffer:
         """The shared buffer of a tile value."""

@@ -78,6 +78,10 @@ class TileRange:
             return self
         return replace(self, end=max(self.end, self.begin + tiles))
 
+    def or_beyond(self, tile: int) -> TileRange:
+        """The range, or of an empty one ``tile``, which lies past the last key."""
+        return self if self.tiles else TileRange(tile, tile, tile, tile + 1)
+
 
 def key_bounds(keep: sympy.Basic) -> KeyBounds:
     """The key bounds that follow from a mask expression in q, k, row and the lengths."""

@@ -64,6 +64,7 @@ class Tiling:
     producer_registers: int  # that the producer's work takes, of each thread
     p_shared: bool = False
     specialized: bool = True
+    o_over: str | None = None  # the buffer that O is staged over
     ctas_per_sm: int = 1
     lazy_rescale: bool = False  # row maxima are followed only where exponents grow large
 

@@ -13,7 +13,7 @@ import itertools
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate, rates_of
-from fa3gen.schedule.needs import Setting, over_budget, over_q, producer_needs, product_dim
+from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, product_dim
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
 from fa3gen.spec import AttentionSpec
@@ -43,6 +43,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         specialized=knobs.warp_specialized is not False,
         ctas=knobs.ctas_per_sm or 1,
         lazy=_rescales_lazily(spec),
+        o_staging=knobs.o_staging,
     )
     choice = _weigh(spec, bounds, setting)
     block_m, block_n = choice.candidates[0].tile
@@ -59,6 +60,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         setting.producer,
         setting.p_shared,
         setting.specialized,
+        o_over(spec, (block_m, block_n), setting),
         setting.ctas,
         setting.lazy,
     )
@@ -78,7 +80,7 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
         if fitting:
             overlap = setting.overlap
             costs = {
-                shape: estimate(dims, shape, overlap, bounds, over_q(spec, shape, setting), pace)
+                shape: estimate(dims, shape, overlap, bounds, o_over(spec, shape, setting), pace)
                 for shape in fitting
             }
             candidates = [Candidate(shape, cost) for shape, cost in costs.items()]

@@ -74,7 +74,8 @@ def trip_counts(program: Program) -> Iterator[tuple[TileRange, ...]]:
     stages = max(buffer.stages for buffer in program.buffers)
     least = max(program.peeled, 1)
     most = 2 * stages + least + 1
-    counts = (0, *range(least, most + 1))
+    none = least if program.always else 0
+    counts = (*({none} - {least}), *range(least, most + 1))
     segments = _segments(program)
 
     def ranges(count: int, turn: int) -> TileRange:
@@ -82,14 +83,14 @@ def trip_counts(program: Program) -> Iterator[tuple[TileRange, ...]]:
         return options[turn % len(options)]
 
     yield ranges(most, 0), ranges(stages + least, 0)  # a turn of every loop
-    yield ranges(0, 0), ranges(0, 0)
+    yield ranges(none, 0), ranges(none, 0)
     yield ranges(stages + least - 1, 0), ranges(least, 0)
     for first, second in itertools.product(counts, repeat=2):
         yield ranges(first, second), ranges(second, first + 1)
     for count in counts:
         for option in _ranges(count, program, segments):
             yield option, option
-    for triple in itertools.product((0, least, stages + least), repeat=3):
+    for triple in itertools.product((none, least, stages + least), repeat=3):
         yield tuple(ranges(count, position) for position, count in enumerate(triple))
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "HeadDim",
     "InputSpec",
     "InputTable",
+    "OStaging",
     "POperand",
     "Persistent",
     "ScheduleKnobs",
@@ -84,6 +85,15 @@ class POperand(enum.Enum):
     SHARED = "shared"
 
 
+class OStaging(enum.Enum):
+    """Where O lies in shared memory on its way out: in bytes of its own, or over a buffer that the
+    work tile has read."""
+
+    APART = "apart"
+    OVER_Q = "over_q"
+    OVER_V = "over_v"
+
+
 class Persistent(enum.Enum):
     """How work tiles reach CTAs: one CTA a tile, a fixed stride, or a queue."""
 
@@ -122,6 +132,8 @@ class ScheduleKnobs(_Record):
     """false, static or dynamic"""
     warp_specialized: StrictBool | None = None
     """false for no producer warpgroup"""
+    o_staging: OStaging | None = None
+    """apart, over_q or over_v: where O is staged for its store"""
     ctas_per_sm: Annotated[_Integer, Field(ge=1, le=2)] | None = None
     """the number of CTAs that share an SM, 1 or 2"""
     lazy_rescale: StrictBool | None = None

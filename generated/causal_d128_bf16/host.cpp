@@ -1,4 +1,4 @@
-// Host side of fa3gen::causal_d128_bf16_eb3e2718: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d128_bf16_6fad2f04: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -28,7 +28,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d128_bf16_eb3e2718",
+    .name = "fa3gen::causal_d128_bf16_6fad2f04",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d128_bf16_eb3e2718(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d128_bf16_eb3e2718_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d128_bf16_6fad2f04(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d128_bf16_6fad2f04_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d128_bf16_eb3e2718", TORCH_BOX(&forward));
-  m.impl("causal_d128_bf16_eb3e2718_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d128_bf16_6fad2f04", TORCH_BOX(&forward));
+  m.impl("causal_d128_bf16_6fad2f04_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::causal_d64_bf16_50d60561: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d64_bf16_3081d87b: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -45,7 +45,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d64_bf16_50d60561",
+    .name = "fa3gen::causal_d64_bf16_3081d87b",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 64,
     .head_dim_v = 64,
@@ -62,11 +62,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d64_bf16_50d60561(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d64_bf16_50d60561_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d64_bf16_3081d87b(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d64_bf16_3081d87b_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d64_bf16_50d60561", TORCH_BOX(&forward));
-  m.impl("causal_d64_bf16_50d60561_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d64_bf16_3081d87b", TORCH_BOX(&forward));
+  m.impl("causal_d64_bf16_3081d87b_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::causal_d96_bf16_c602fdb8: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d96_bf16_a5f00078: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -28,7 +28,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d96_bf16_c602fdb8",
+    .name = "fa3gen::causal_d96_bf16_a5f00078",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 96,
     .head_dim_v = 96,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d96_bf16_c602fdb8(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d96_bf16_c602fdb8_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d96_bf16_a5f00078(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d96_bf16_a5f00078_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d96_bf16_c602fdb8", TORCH_BOX(&forward));
-  m.impl("causal_d96_bf16_c602fdb8_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d96_bf16_a5f00078", TORCH_BOX(&forward));
+  m.impl("causal_d96_bf16_a5f00078_out", TORCH_BOX(&forward_out));
 }

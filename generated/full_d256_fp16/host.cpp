@@ -1,4 +1,4 @@
-// Host side of fa3gen::full_d256_fp16_b6319b4b: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::full_d256_fp16_8c25232c: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -28,7 +28,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::full_d256_fp16_b6319b4b",
+    .name = "fa3gen::full_d256_fp16_8c25232c",
     .element = fa3gen::host::fp16,
     .head_dim_qk = 256,
     .head_dim_v = 256,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("full_d256_fp16_b6319b4b(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("full_d256_fp16_b6319b4b_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("full_d256_fp16_8c25232c(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("full_d256_fp16_8c25232c_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("full_d256_fp16_b6319b4b", TORCH_BOX(&forward));
-  m.impl("full_d256_fp16_b6319b4b_out", TORCH_BOX(&forward_out));
+  m.impl("full_d256_fp16_8c25232c", TORCH_BOX(&forward));
+  m.impl("full_d256_fp16_8c25232c_out", TORCH_BOX(&forward_out));
 }

@@ -1,4 +1,4 @@
-// Host side of fa3gen::mla_prefill_d192_128_bf16_880d46cf: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::mla_prefill_d192_128_bf16_2a666f4e: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -28,7 +28,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::mla_prefill_d192_128_bf16_880d46cf",
+    .name = "fa3gen::mla_prefill_d192_128_bf16_2a666f4e",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 192,
     .head_dim_v = 128,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("mla_prefill_d192_128_bf16_880d46cf(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("mla_prefill_d192_128_bf16_880d46cf_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("mla_prefill_d192_128_bf16_2a666f4e(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("mla_prefill_d192_128_bf16_2a666f4e_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("mla_prefill_d192_128_bf16_880d46cf", TORCH_BOX(&forward));
-  m.impl("mla_prefill_d192_128_bf16_880d46cf_out", TORCH_BOX(&forward_out));
+  m.impl("mla_prefill_d192_128_bf16_2a666f4e", TORCH_BOX(&forward));
+  m.impl("mla_prefill_d192_128_bf16_2a666f4e_out", TORCH_BOX(&forward_out));
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from variants import SHIPPED, VARIANTS, program, schedule
 
-from fa3gen.errors import GraphError
+from fa3gen.errors import GraphError, ScheduleError
 from fa3gen.schedule import make_program, make_schedule
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter
@@ -37,6 +37,7 @@ from fa3gen.schedule.program import (
     Program,
     Segment,
     SetRegisters,
+    StageOut,
     Step,
     TmaStoreWait,
     Wait,
@@ -56,13 +57,14 @@ each_program = pytest.mark.parametrize("name", PROGRAMS)
 def work(name: str) -> tuple[TileRange, ...]:
     """Work tiles as they come for some lengths, and one without keys."""
     made = schedule(name)
+    none = TileRange(0, 0, 0, 0).or_beyond(6) if program(name).always else TileRange(0, 0, 0, 0)
     lengths = (4 * made.tiling.block_m, 5 * made.tiling.block_n + 7)
     shift = lengths[1] - lengths[0]
     ranges = []
     for first in range(0, lengths[0], made.tiling.block_m):
         last = first + made.tiling.block_m - 1
         tiles = tile_range(made.bounds, first + shift, last + shift, lengths, made.tiling.block_n)
-        ranges += [tiles, TileRange(0, 0, 0, 0)] if not first else [tiles]
+        ranges += [tiles, none] if not first else [tiles]
     assert max(tiles.tiles for tiles in ranges) > 1
     return tuple(ranges)
 
@@ -185,7 +187,7 @@ def test_rings_go_round(name: str) -> None:
         fills = len(met(produced, Load, full))
         tiles = [tiles.tiles for tiles in work(name)]
         # with O staged over Q, a work tile without KV tiles has its turn at Q as well
-        always = bool(schedule(name).memory.buffer("O").over) or len(prog.roles) == 1
+        always = schedule(name).tiling.o_over == "Q" or len(prog.roles) == 1
         queries = len(tiles) if always or prog.unroll > 1 else sum(count > 0 for count in tiles)
         assert fills == (queries if ring == "Q" else sum(tiles))
         turns = [(f % stages, f // stages) for f in range(fills)]
@@ -346,6 +348,47 @@ def test_o_is_staged_over_q_where_it_does_not_fit_apart(name: str) -> None:
     body = list(instructions(prog.role("consumer").body))
     release = Arrive("Q_empty", "Q", Executor.ELECTED)
     assert body[body.index(release) - 1] == TmaStoreWait(0, read=True)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("O over V")])
+def test_o_is_staged_over_v_where_that_is_asked(name: str) -> None:
+    prog = program(name)
+    assert prog.always
+    assert prog.buffer("O").offset == prog.buffer("V").offset
+    assert prog.buffer("O").bytes <= prog.buffer("V").bytes
+    body = list(instructions(prog.role("consumer").body))
+    store, release = (
+        body.index(StageOut("O", "O")),
+        body.index(Arrive("O_empty", "O", Executor.ELECTED)),
+    )
+    count = prog.role("consumer").instances
+    met = NamedSync("done", 128 * count) if count > 1 else NamedSync("store", 128)
+    assert body[store - 1] == met
+    assert body[release - 1] == TmaStoreWait(0, read=True)
+    loads = list(instructions(prog.role("producer").body))
+    waited = loads.index(Wait("O_empty", "O", empty=True))
+    buffers = [i.buffer for i in loads[waited:] if isinstance(i, Load)]
+    assert "V" not in [i.buffer for i in loads[:waited] if isinstance(i, Load)]
+    assert "V" in buffers
+    assert "Q" not in buffers  # it comes before O has left
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"o_staging": "over_v", "overlap": 3, "tile": {"n": 64}}, "cannot be staged there"),
+        ({"o_staging": "over_v", "tile": {"m": 192, "n": 80}}, "cannot be staged there"),
+        ({"o_staging": "apart", "tile": {"m": 128, "n": 176}}, "bytes of shared memory"),
+        ({"o_staging": "over_q"}, None),
+    ],
+)
+def test_where_o_may_be_staged(keys: dict[str, Any], reason: str | None) -> None:
+    spec = AttentionSpec(head_dim=128, schedule=keys)
+    if reason is None:
+        assert make_schedule(spec).tiling.o_over == "Q"
+    else:
+        with pytest.raises(ScheduleError, match=reason):
+            make_schedule(spec)
 
 
 NORMALIZES = (CalcKind.NORMALIZE, CalcKind.NORMALIZE_SHIFTED)

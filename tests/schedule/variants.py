@@ -22,6 +22,19 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "full",
         "schedule": {"overlap": 1, "tile": {"m": 128, "n": 176}},
     },
+    "O over V": {
+        "mask": "causal",
+        "head_dim": {"qk": 192, "v": 128},
+        "schedule": {"tile": {"m": 128, "n": 96}, "o_staging": "over_v"},
+    },
+    "O over V, full": {
+        "head_dim": 256,
+        "schedule": {"tile": {"m": 128, "n": 64}, "o_staging": "over_v"},
+    },
+    "O over V, overlap 1, one warpgroup": {
+        "mask": "window(100, 20)",
+        "schedule": {"warpgroups": 1, "overlap": 1, "o_staging": "over_v", "tile": {"n": 64}},
+    },
     "rescale each step": {"mask": "causal", "schedule": {"lazy_rescale": False}},
     "lazy, overlap 3": {
         "mask": "causal",

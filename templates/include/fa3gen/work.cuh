@@ -62,8 +62,9 @@ struct KvRange {
 
 // Key bounds to tiles: keys in [some_begin, some_end) are kept by some row of the query tile, keys in
 // [every_begin, every_end) by every row. Above fewer than kPeeled tiles stand others that no row keeps;
-// with the softmax of a tile kLag turns late, the turns that need no mask are as late.
-template <int kBlockN, int kPeeled, int kLag>
+// with the softmax of a tile kLag turns late, the turns that need no mask are as late. With kAlways a
+// query tile that keeps no key visits the tile past the last one.
+template <int kBlockN, int kPeeled, int kLag, bool kAlways>
 __device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int every_end,
                                             int some_end, int seqlen_k) {
   auto const clamp = [](int x, int low, int high) { return max(low, min(x, high)); };
@@ -71,6 +72,10 @@ __device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int
   int const begin = min(clamp(some_begin, 0, seqlen_k) / kBlockN, end);
   int const full_end = clamp(clamp(every_end, 0, seqlen_k) / kBlockN, begin, end);
   int const full_begin = clamp((max(every_begin, 0) + kBlockN - 1) / kBlockN, begin, full_end);
+  if (kAlways && begin == end) {
+    int const beyond = (max(seqlen_k, 1) + kBlockN - 1) / kBlockN;
+    return {beyond, beyond, beyond, beyond + max(kPeeled, 1)};
+  }
   auto const late = [&](int tile) { return max(tile - kLag, begin); };
   int const least = begin < end ? begin + kPeeled : end;
   return {begin, late(full_begin), late(full_end), max(end, least)};
