@@ -9,7 +9,9 @@ Left out are alterations that make an equal program, or another right one:
 
 * ``shift`` in a ring of one stage; ``skew`` of a load outside the KV loop (Q has no KV tile);
 * passing the turn to another than the next warpgroup, for which of them goes first matters for
-  speed alone, and a round may change its direction: the fault is passing it to oneself.
+  speed alone, and a round may change its direction: the fault is passing it to oneself;
+* another warpgroup's barrier at the only meeting that there is at it, for they only change places;
+  a meeting of all warpgroups in place of one's own.
 """
 
 from __future__ import annotations
@@ -186,13 +188,20 @@ def _named_changes(
 ) -> Iterator[dict[str, Any]]:
     """Other counts, another instance's barrier, and another barrier, with its count too."""
     yield from ({"threads": instruction.threads + step} for step in (-128, -32, 32, 128))
-    if program.named_barrier(instruction.barrier).instances > 1:
-        own = isinstance(instruction, NamedSync)
+    own = isinstance(instruction, NamedSync)
+    meetings = [
+        site
+        for site in sites(program)
+        if isinstance(site.instruction, (NamedSync, NamedArrive))
+        and site.instruction.barrier == instruction.barrier
+    ]
+    if program.named_barrier(instruction.barrier).instances > 1 and len(meetings) > 1:
         yield {"shift": instruction.shift + 1 if own else 0}
     for other in program.named:
         if other.name != instruction.barrier:
             yield {"barrier": other.name}
-            yield {"barrier": other.name, "threads": other.threads}
+            if not own or other.instances > 1:
+                yield {"barrier": other.name, "threads": other.threads}
 
 
 # --- harmless exchanges ---------------------------------------------------------------------------
@@ -219,7 +228,8 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "loads into stages that are free in another order"
         if any(all(isinstance(i, _PRIVATE) for i in side) for side in (first, second)):
             return "passes private work that shares nothing with it"
-        if all(isinstance(i, Expect) and _is_free_before(program, i) for i in second):
+        ends = any(isinstance(i, EndOfWork) for i in first)
+        if not ends and all(isinstance(i, Expect) and _is_free_before(program, i) for i in second):
             return "announces a tile whose stage was free before"
         turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
         if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
