@@ -44,6 +44,9 @@ def draw(seed: int) -> AttentionSpec:
         knobs["pingpong"] = warpgroups != 1 and knobs.get("overlap", 2) > 1 and pick.random() < 0.5
     if pick.random() < 0.2:
         knobs["warp_specialized"] = False
+    waits = knobs.get("overlap") != 3 and "warp_specialized" not in knobs
+    if waits and pick.random() < 0.15:
+        knobs["o_staging"] = "over_v"
     if max(dims) <= 96 and pick.random() < 0.5:
         knobs["ctas_per_sm"] = 2
     if pick.random() < 0.5:

@@ -89,7 +89,8 @@ def _patterns(schedule: Schedule) -> tuple[int, ...]:
     if spec.schedule.overlap is not None:
         return (spec.schedule.overlap,)
     late = _setting(schedule, 3)
-    two_tiles = tiling.stages > 1 and not over_budget(spec, (tiling.block_m, tiling.block_n), late)
+    two_tiles = tiling.stages > 1 and tiling.o_over != "V"
+    two_tiles &= not over_budget(spec, (tiling.block_m, tiling.block_n), late)
     return (1,) * (spec.schedule.pingpong is not True) + (2,) + (3,) * two_tiles
 
 

@@ -96,9 +96,11 @@ def test_unequal_lengths(mask: str, lengths: tuple[int, int]) -> None:
     check(schedule_of(mask=mask), draw(lengths))
 
 
-@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(300, 140), (64, 0), (129, 1)])
-def test_rows_without_keys_are_zero(seqlen_q: int, seqlen_k: int) -> None:
-    out, lse = check(schedule_of(mask="causal"), draw((seqlen_q, seqlen_k)))
+@pytest.mark.parametrize("knobs", [{}, {"o_staging": "over_v"}], ids=str)
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(300, 140), (64, 0), (129, 1), (900, 100)])
+def test_rows_without_keys_are_zero(seqlen_q: int, seqlen_k: int, knobs: dict[str, Any]) -> None:
+    """Also where a query tile without keys visits the tile past the last one."""
+    out, lse = check(schedule_of(mask="causal", schedule=knobs), draw((seqlen_q, seqlen_k)))
     empty = seqlen_q - seqlen_k
     assert bool((out[:, :empty] == 0).all())
     assert bool((lse[..., :empty] == -math.inf).all())
@@ -125,6 +127,13 @@ def test_rows_without_keys_are_zero(seqlen_q: int, seqlen_k: int) -> None:
         {"mask": "full", "schedule": {"tile": {"n": 64}}},
         {"mask": "causal", "schedule": {"tile": {"n": 64}, "pipeline_depth": 3}},
         {"mask": "full", "schedule": {"pingpong": False, "persistent": "false"}},
+        {"mask": "window(9, 3)", "schedule": {"o_staging": "over_v", "overlap": 1}},
+        {"mask": "full", "schedule": {"o_staging": "over_q", "persistent": "dynamic"}},
+        {
+            "mask": "full",
+            "head_dim": {"qk": 192, "v": 128},
+            "schedule": {"o_staging": "over_v", "tile": {"n": 96}},
+        },
     ],
     ids=str,
 )
