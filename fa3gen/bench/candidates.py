@@ -22,6 +22,7 @@ _FAMILIES: tuple[tuple[Mapping[str, Any], int], ...] = (
     ({"warpgroups": 2}, 4),
     ({"warpgroups": 3}, 2),
     ({"pingpong": False}, 1),
+    ({"o_staging": "over_v"}, 3),
     ({"ctas_per_sm": 2, "overlap": 1, "warpgroups": 2}, 3),
     ({"ctas_per_sm": 2, "warpgroups": 1}, 3),
     ({"persistent": "dynamic"}, 1),
@@ -70,6 +71,7 @@ def _name(tiling: Tiling, default: Tiling) -> str:
     parts = [f"{tiling.block_m}x{tiling.block_n}"]
     parts += [f"{tiling.ctas_per_sm}ctas"] if tiling.ctas_per_sm > 1 else []
     parts += [f"overlap{tiling.overlap}"] if tiling.overlap != default.overlap else []
+    parts += ["o_over_v"] * (tiling.o_over == "V")
     parts += ["lazy" if tiling.lazy_rescale else "exact"] * (
         tiling.lazy_rescale != default.lazy_rescale
     )
