@@ -52,13 +52,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a spec, its graph, schedule, budgets, modelled occupancy and Program."""
-    from fa3gen.schedule import make_plan
+    from fa3gen.driver import plan_of
     from fa3gen.schedule.lower import lower
     from fa3gen.schedule.show import schedule_json, show_schedule
-    from fa3gen.spec import load_spec
     from fa3gen.timeline import simulate
 
-    made = [(schedule, lower(schedule)) for schedule in make_plan(load_spec(spec))]
+    made = [(schedule, lower(schedule)) for schedule in plan_of(spec)]
     timelines = [simulate(program, schedule.graph) for schedule, program in made]
     if plot is not None:
         from fa3gen.plot import draw
@@ -115,14 +114,13 @@ def generate(
 @app.command()
 def verify(specs: Specs, as_json: Json = False) -> None:
     """Prove the Programs of specs free of deadlocks and races."""
-    from fa3gen.schedule import make_plan
+    from fa3gen.driver import plan_of
     from fa3gen.schedule import verify as prove
     from fa3gen.schedule.lower import lower
     from fa3gen.schedule.show import plain
-    from fa3gen.spec import load_spec
 
     proofs: list[Any] = []
-    plans = ((spec, schedule) for spec in specs for schedule in make_plan(load_spec(spec)))
+    plans = ((spec, schedule) for spec in specs for schedule in plan_of(spec))
     for spec, schedule in plans:
         started = time.perf_counter()
         proof = prove(lower(schedule))

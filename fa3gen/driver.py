@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     from fa3gen.schedule import Schedule
     from fa3gen.spec import AttentionSpec
 
-__all__ = ["SpecLike", "build", "compile", "gpu_name", "interpreted", "own_table", "source_of"]
+__all__ = [
+    "SpecLike",
+    "build",
+    "compile",
+    "gpu_name",
+    "interpreted",
+    "own_table",
+    "plan_of",
+    "source_of",
+]
 
 SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec"
 Progress = Callable[[str], None]
@@ -52,12 +61,12 @@ def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     """
     debug.set_up()
     if not _may_have_gpu():
-        return interpreted(_planned(spec))
+        return interpreted(plan_of(spec))
     request = _Request.of(spec)
     if found := request.find():
         with contextlib.suppress(InputError):  # damaged: it is built again
             return Attention(register(found), spec=request.load, artifact=found)
-    plan = _planned(spec)
+    plan = plan_of(spec)
     if not has_hopper():
         return interpreted(plan)
     artifact = request.build(plan, progress)
@@ -76,7 +85,7 @@ def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = 
     request = _Request.of(spec)
     artifact = request.find()
     if artifact is None or look(artifact.directory) is None:
-        artifact = request.build(_planned(spec), progress)
+        artifact = request.build(plan_of(spec), progress)
     shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
     return Artifact.read(target)
 
@@ -121,13 +130,17 @@ def has_hopper() -> bool:
 
 
 def gpu_name() -> str | None:
-    """The model of this machine's first GPU, as NVIDIA's driver gives it; CUDA is not started."""
+    """The model of this machine's first GPU, as NVIDIA's driver gives it; CUDA is not started.
+
+    Where the driver does not tell, as torch has it, if CUDA is up.
+    """
     for place in sorted(_GPUS.glob("*/information")):
         for line in place.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key == "Model" and value.strip():
                 return value.strip()
-    return None
+    cuda: Any = torch.cuda
+    return torch.cuda.get_device_name() if cuda.is_initialized() else None
 
 
 def own_table() -> Path:
@@ -153,7 +166,8 @@ def _may_have_gpu() -> bool:
     return any(os.path.exists(device) for device in _DEVICES)
 
 
-def _planned(spec: SpecLike) -> tuple[Schedule, ...]:
+def plan_of(spec: SpecLike) -> tuple[Schedule, ...]:
+    """The schedules of the kernels that ``compile`` builds here, for this GPU and its tables."""
     from fa3gen.schedule import make_plan
     from fa3gen.schedule.tuned import SHIPPED
     from fa3gen.spec import load_spec

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -51,15 +52,21 @@ _SAME = ("gpu", "driver", "cuda", "torch", "kernels")  # for a run to go on
 def prepare(spec: Any, folder: Path, *, jobs: int = 1, progress: Progress | None = None) -> int:
     """Build the candidates of an AttentionSpec in ``folder``, ``jobs`` at a time; returns how many.
 
-    Those that are there stay. A candidate that ptxas or a build gate refuses is left out, the
-    default is not: BuildError.
+    Those that this fa3gen has built there stay. A candidate that ptxas or a build gate refuses is
+    left out; InputError if that is the default, or if the spec gives knobs.
     """
     from fa3gen.bench.candidates import DEFAULT, candidates
+    from fa3gen.jit.index import package_fingerprint
 
     if spec.schedule.model_dump(exclude_none=True):
         raise InputError("tune: the spec gives knobs, and they stand; leave its schedule out")
     found = candidates(spec)
+    maker = package_fingerprint()
+    if (folder / CANDIDATES).is_file() and _read(folder / CANDIDATES).get("fa3gen") != maker:
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CANDIDATES).is_file():  # says whose the artifacts are, also if this is cut off
+        _save(folder / CANDIDATES, {"fa3gen": maker})
     refused: dict[str, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
         builds = {
@@ -79,6 +86,7 @@ def prepare(spec: Any, folder: Path, *, jobs: int = 1, progress: Progress | None
             pool.shutdown(cancel_futures=True)
             raise
     record = {
+        "fa3gen": maker,
         "spec": json.loads(spec.canonical()),
         "facts": {
             "mask": spec.mask,
@@ -146,13 +154,12 @@ def time_candidates(
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
     rows = _rows_to_keep(path, meta)
-    if len(rows) < len(lengths):
+    missing = [length for length in lengths if length not in rows]
+    if missing:
         _judge(facts, ops, device)
-    for length in lengths:
-        if length in rows:
-            continue
+    for count, length in enumerate(missing, 1):
         if progress:
-            progress(f"step {len(rows) + 1}/{len(lengths)}: {record['spec']['name']}, S {length}")
+            progress(f"step {count}/{len(missing)}: {record['spec']['name']}, S {length}")
         heads = max(1, WIDTH // facts.head_dim_qk)
         problem = Problem(facts, max(1, TOKENS // length), heads, heads, length, length)
         rows[length] = _time(problem, ops, timer or CudaTimer(repeats=REPEATS), device)

@@ -38,7 +38,8 @@ def winners(times: Times, default: str) -> list[Winner]:
     lengths = sorted(times)
     best = min(_plans(times, lengths, default, 1), key=lambda plan: _mean(times, plan))
     for count in range(2, min(_MOST, len(lengths)) + 1):
-        more = min(_plans(times, lengths, default, count), key=lambda plan: _mean(times, plan))
+        plans = _plans(times, lengths, default, count)
+        more = min(plans, key=lambda plan: _mean(times, plan), default=best)
         if _mean(times, best) > _GAIN * _mean(times, more):
             best = more
     return list(_classes(best))
@@ -68,7 +69,15 @@ def _plans(times: Times, lengths: Sequence[int], default: str, count: int) -> It
             best: _Plan = min(allowed, key=lambda alike: _mean(times, alike))
             usual = dict.fromkeys(part, default)
             plan |= best if _mean(times, usual) > _NOISE * _mean(times, best) else usual
-        yield plan
+        if all(_is_clear(times, plan, lengths[cut - 1], lengths[cut]) for cut in cuts):
+            yield plan
+
+
+def _is_clear(times: Times, plan: _Plan, last: int, following: int) -> bool:
+    """Whether a class ends at a length where its kernel is clearly better than the one behind: up
+    to the limit there are lengths that nobody measured."""
+    row = times[last]
+    return row[plan[following]] > _NOISE * row[plan[last]] or plan[following] == plan[last]
 
 
 def _mean(times: Times, plan: _Plan) -> float:
@@ -80,5 +89,6 @@ def _mean(times: Times, plan: _Plan) -> float:
 def _classes(plan: _Plan) -> Iterator[Winner]:
     for (length, name), (following, other) in itertools.pairwise(plan.items()):
         if name != other:
-            yield Winner(name, round(math.sqrt(length * following) / _STEP) * _STEP)
+            limit = round(math.sqrt(length * following) / _STEP) * _STEP
+            yield Winner(name, limit if length <= limit < following else length)
     yield Winner(list(plan.values())[-1], None)

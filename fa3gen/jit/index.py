@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SpecSource", "find", "index_key", "package_fingerprint", "read_spec", "record"]
 
-_RENDERERS = ("jinja2", "networkx", "pydantic", "sympy", "yaml")
+_RENDERERS = ("jinja2", "networkx", "ortools", "pydantic", "sympy", "yaml")
 
 
 class SpecSource(NamedTuple):

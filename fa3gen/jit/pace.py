@@ -10,11 +10,14 @@ running product compete for issue slots and register ports, each delay adds to t
 instead of going into them: a block of 64 exponentials takes 900 cycles and more, not 512.
 
 What a count must still do, beside pacing, is to keep an instruction of fixed latency ahead of those
-that read its result. So no two instructions come closer than they were, if they were closer than
-such latencies: ``_NEAR`` cycles from the arithmetic between exponentials to whatever may read its
-result, ``_FAR`` cycles from any other instruction to all that follow. Results of MUFU and memory
-are waited for by scoreboards, which stay as they are. The fields of an instruction are those that
-public disassemblers print; a field that is no register at worst keeps a count higher than need be.
+that read its result, and a MUFU, which reads its operand some time after its issue, ahead of those
+that write there. So the following come no closer than they were, if they were closer than such
+latencies: ``_NEAR`` cycles from the arithmetic between exponentials to whatever may read its
+result; ``_FAR`` cycles from any other instruction to all that follow, and from a MUFU to whatever
+may write its operand. ``_FAR`` cycles behind a place that is branched to no count is lowered, for
+what came before is not what stands before. Results of MUFU and memory are waited for by
+scoreboards, which stay as they are. The fields of an instruction are those that public
+disassemblers print; a field that is no register at worst keeps a count higher than need be.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ __all__ = ["main", "paced", "paced_cubin"]
 # Instructions of sm_90, 16 bytes each: the operation without its operands' kinds is in the lowest 9
 # bits, registers in bits 16-23 (written), 24-31, 32-39 and 64-71, the stall count in bits 105-108.
 _MUFU = 0x108
+_BRANCH = 0x147  # to 4 * (bits 34-81, bits 16-23) bytes behind the next instruction
 _NOP = 0x118
 _CONVERT = 0x03E  # F2FP: two cycles an issue
 _ARITHMETIC = frozenset({_MUFU, _CONVERT, 0x020, 0x021, 0x023, 0x024, 0x002})  # FMUL FADD FFMA ..
@@ -72,6 +76,8 @@ class _Instruction:
             return 0
         if not self.is_arithmetic:
             return _FAR
+        if self.operation == _MUFU and (not later.is_arithmetic or later.written in self.read):
+            return _FAR
         reads = not later.is_arithmetic or self.written in later.read
         return _NEAR if reads or self.written == later.written else 0
 
@@ -80,12 +86,30 @@ def paced(words: Sequence[tuple[int, int]]) -> list[int]:
     """The stall counts of a straight run of instructions, (low, high) 64-bit words each."""
     code = [_Instruction.of(*word) for word in words]
     stalls = [one.stall for one in code]
+    kept = _behind_branches(code, words)
     for index, (one, following) in enumerate(itertools.pairwise(code)):
-        if following.operation == _MUFU and one.is_arithmetic:
+        if following.operation == _MUFU and one.is_arithmetic and index not in kept:
             stalls[index] = min(one.stall, one.least)
     for index in range(len(code)):
         _keep_behind(code, stalls, index)
     return stalls
+
+
+def _behind_branches(code: Sequence[_Instruction], words: Sequence[tuple[int, int]]) -> set[int]:
+    """The instructions less than ``_FAR`` cycles behind one that is branched to."""
+    found: set[int] = set()
+    for index, (one, (low, high)) in enumerate(zip(code, words, strict=True)):
+        if one.operation != _BRANCH:
+            continue
+        blocks = (low >> 34 | high << 30) & (1 << 48) - 1
+        blocks -= blocks >> 47 << 48
+        at = index + 1 + (blocks << 8 | low >> 16 & 0xFF) * 4 // 16
+        passed = 0
+        while 0 <= at < len(code) and passed < _FAR:
+            found.add(at)
+            passed += max(code[at].stall, 1)
+            at += 1
+    return found
 
 
 def _keep_behind(code: Sequence[_Instruction], stalls: list[int], index: int) -> None:

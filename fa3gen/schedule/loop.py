@@ -65,7 +65,7 @@ def steady_step(schedule: Schedule) -> Step | None:
     spec, tiling = schedule.spec, schedule.tiling
     if tiling.p_shared or not tiling.specialized or tiling.ctas_per_sm > 1:
         return None
-    setting = _setting(schedule, 2)
+    setting = Setting.of(tiling, 2)
     needs = register_needs(spec, tiling.block_n, setting)
     budget = Budget(
         registers=min(consumer_limit(tiling.warpgroups, setting), HOPPER.compiled_registers),
@@ -88,18 +88,7 @@ def _patterns(schedule: Schedule) -> tuple[int, ...]:
     spec, tiling = schedule.spec, schedule.tiling
     if spec.schedule.overlap is not None:
         return (spec.schedule.overlap,)
-    late = _setting(schedule, 3)
+    late = Setting.of(tiling, 3)
     two_tiles = tiling.stages > 1 and tiling.o_over != "V"
     two_tiles &= not over_budget(spec, (tiling.block_m, tiling.block_n), late)
     return (1,) * (spec.schedule.pingpong is not True) + (2,) + (3,) * two_tiles
-
-
-def _setting(schedule: Schedule, overlap: int) -> Setting:
-    tiling = schedule.tiling
-    return Setting(
-        tiling.stages,
-        tiling.persistence,
-        tiling.producer_registers,
-        overlap,
-        lazy=tiling.lazy_rescale,
-    )

@@ -33,19 +33,17 @@ from fa3gen.schedule.schedule import (
     Schedule,
     Tiling,
 )
-from fa3gen.spec.model import OStaging
 
 __all__ = ["plan_memory", "plan_registers", "releases_q_early"]
 
 _WARPS = HOPPER.warpgroup // 32
-_STAGINGS = {None: OStaging.APART, "Q": OStaging.OVER_Q, "V": OStaging.OVER_V}
 
 
 def plan_memory(schedule: Schedule) -> Schedule:
     """Lay out Q, K, V, O and the mbarriers in shared memory."""
     spec, tiling = schedule.spec, schedule.tiling
     qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
-    setting, over = _setting(schedule), tiling.o_over
+    setting, over = Setting.of(schedule.tiling), tiling.o_over
     needs = shared_needs(spec, tiling.block_m, tiling.block_n, setting)
     taken = sum(needs.values()) - needs["O"] * (over is not None)
     room = setting.limits.shared_bytes - taken
@@ -122,7 +120,7 @@ def _q_is_free(buffers: list[BufferPlan], tiling: Tiling) -> bool:
 
 def plan_registers(schedule: Schedule) -> Schedule:
     """Split the register file between the producer, if there is one, and the consumers."""
-    tiling, setting = schedule.tiling, _setting(schedule)
+    tiling, setting = schedule.tiling, Setting.of(schedule.tiling)
     step, warpgroups = HOPPER.register_step, tiling.warpgroups + tiling.specialized
     launch = launch_registers(warpgroups, tiling.ctas_per_sm)
     consumer = consumer_limit(tiling.warpgroups, setting)
@@ -135,18 +133,3 @@ def plan_registers(schedule: Schedule) -> Schedule:
         consumer,
     )
     return replace(schedule, registers=plan)
-
-
-def _setting(schedule: Schedule) -> Setting:
-    tiling = schedule.tiling
-    return Setting(
-        tiling.stages,
-        tiling.persistence,
-        tiling.producer_registers,
-        tiling.overlap,
-        tiling.p_shared,
-        tiling.specialized,
-        tiling.ctas_per_sm,
-        tiling.lazy_rescale,
-        _STAGINGS[tiling.o_over],
-    )

@@ -9,7 +9,7 @@ import sympy
 from fa3gen.dtypes import DType
 from fa3gen.schedule.arch import HOPPER, Arch
 from fa3gen.schedule.ranges import KeyBounds
-from fa3gen.schedule.schedule import Persistence
+from fa3gen.schedule.schedule import Persistence, Tiling
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.model import OStaging
 from fa3gen.spec.symbols import FloorDiv, FloorMod
@@ -39,6 +39,7 @@ _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
 _PRODUCT_REGISTERS = 30  # of one wgmma beside its accumulator, all within those at entry
 _SHIFT_REGISTERS = 3  # more there beside lazy maxima, where none is in flight meanwhile
+_O_OVER = {OStaging.APART: None, OStaging.OVER_Q: "Q", OStaging.OVER_V: "V"}
 _NO_PLACE = (
     "O cannot be staged there: over Q it needs head dims with v <= qk; over V a producer, overlap "
     "1 or 2, and stages that together have as many keys as the tile has rows"
@@ -59,6 +60,21 @@ class Setting:
     ctas: int = 1  # that share an SM
     lazy: bool = False  # maxima
     o_staging: OStaging | None = None  # as asked
+
+    @staticmethod
+    def of(tiling: Tiling, overlap: int | None = None) -> Setting:
+        """That of a tiling, or of another overlap with the same knobs."""
+        return Setting(
+            stages=tiling.stages,
+            persistence=tiling.persistence,
+            producer=tiling.producer_registers,
+            overlap=overlap or tiling.overlap,
+            p_shared=tiling.p_shared,
+            specialized=tiling.specialized,
+            ctas=tiling.ctas_per_sm,
+            lazy=tiling.lazy_rescale,
+            o_staging=next(place for place, over in _O_OVER.items() if over == tiling.o_over),
+        )
 
     @property
     def score_tiles(self) -> int:
@@ -181,8 +197,7 @@ def over_budget(
 
 def o_over(spec: AttentionSpec, rows_and_keys: tuple[int, int], setting: Setting) -> str | None:
     """The buffer that O of a fitting tile is staged over; None if it lies apart."""
-    staging = _o_staging(spec, rows_and_keys, setting)
-    return {OStaging.OVER_Q: "Q", OStaging.OVER_V: "V"}.get(staging or OStaging.APART)
+    return _O_OVER[_o_staging(spec, rows_and_keys, setting) or OStaging.APART]
 
 
 def _o_staging(

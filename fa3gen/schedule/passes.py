@@ -15,12 +15,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fa3gen import debug
+from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.ir import build_forward
 from fa3gen.ir.build import check_supported
 from fa3gen.schedule import tuned
@@ -71,12 +73,14 @@ def start_plan(
 ) -> tuple[Schedule, ...]:
     """What the passes of ``make_plan`` start from; the spec of each has its kernel's knobs."""
     check_supported(spec)
-    asked = spec.schedule != ScheduleKnobs()
-    kernels = () if asked else tuned.find(spec, gpu, tables)
-    return tuple(
-        _started(spec.model_copy(update={"schedule": kernel.knobs}), kernel.max_keys)
-        for kernel in kernels or (tuned.TunedKernel(None, spec.schedule),)
-    )
+    if spec.schedule == ScheduleKnobs() and (kernels := tuned.find(spec, gpu, tables)):
+        # What fits one head dim of a class need not fit all: then nothing was measured.
+        with contextlib.suppress(ScheduleError, UnsupportedError):
+            return tuple(
+                _started(spec.model_copy(update={"schedule": kernel.knobs}), kernel.max_keys)
+                for kernel in kernels
+            )
+    return (_started(spec, None),)
 
 
 def _started(spec: AttentionSpec, max_keys: int | None) -> Schedule:

@@ -1,20 +1,20 @@
-// Host side of fa3gen::causal_d64_bf16_3081d87b: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d64_bf16_3363ee07: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
 
-extern "C" const unsigned char fa3gen_kernel_to_5824[];  // kernel_to_5824.cubin, embedded by cubin.S
+extern "C" const unsigned char fa3gen_kernel_to_2880[];  // kernel_to_2880.cubin, embedded by cubin.S
 extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
 namespace {
 using fa3gen::host::Tensor;
 
-fa3gen::host::DeviceKernel kernel_to_5824(fa3gen_kernel_to_5824, "causal_d64_bf16_forward_to_5824", 82032);
+fa3gen::host::DeviceKernel kernel_to_2880(fa3gen_kernel_to_2880, "causal_d64_bf16_forward_to_2880", 82032);
 fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "causal_d64_bf16_forward", 139376);
 // A call takes the first kernel that takes so many keys.
 const fa3gen::host::ForwardKernel kKernels[] = {
     {
-        .device = kernel_to_5824,
-        .max_keys = 5824,
+        .device = kernel_to_2880,
+        .max_keys = 2880,
         .block_m = 128,
         .threads = 384,
         .smem_bytes = 82032,
@@ -45,7 +45,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d64_bf16_3081d87b",
+    .name = "fa3gen::causal_d64_bf16_3363ee07",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 64,
     .head_dim_v = 64,
@@ -62,11 +62,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d64_bf16_3081d87b(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d64_bf16_3081d87b_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d64_bf16_3363ee07(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d64_bf16_3363ee07_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d64_bf16_3081d87b", TORCH_BOX(&forward));
-  m.impl("causal_d64_bf16_3081d87b_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d64_bf16_3363ee07", TORCH_BOX(&forward));
+  m.impl("causal_d64_bf16_3363ee07_out", TORCH_BOX(&forward_out));
 }

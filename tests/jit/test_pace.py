@@ -16,7 +16,7 @@ from test_pick import elf
 from fa3gen.jit.compiler import build
 from fa3gen.jit.pace import paced, paced_cubin
 
-MUFU, FADD, FFMA, F2FP, ISETP, HGMMA = 0x308, 0x221, 0xC23, 0x23E, 0x20C, 0x9F0
+MUFU, FADD, FFMA, F2FP, ISETP, HGMMA, BRA = 0x308, 0x221, 0xC23, 0x23E, 0x20C, 0x9F0, 0x947
 ARITHMETIC = {MUFU & 0x1FF, FADD & 0x1FF, FFMA & 0x1FF, F2FP & 0x1FF}
 NONE = 255
 
@@ -27,6 +27,10 @@ def instruction(
     a, b, c = (*read, NONE, NONE, NONE)[:3]
     low = operation | written << 16 | a << 24 | b << 32 | more << 40
     return low, c | stall << 41 | 7 << 46
+
+
+def operands(word: tuple[int, int]) -> set[int]:
+    return {word[0] >> 24 & 0xFF, word[0] >> 32 & 0xFF, word[1] & 0xFF} - {NONE}
 
 
 def spaced(stalls: list[int]) -> list[int]:
@@ -65,6 +69,33 @@ def test_all_results_stay_away_from_what_reads_registers_unseen() -> None:
     assert paced(code) == [5, 1, 1]
 
 
+def branch(stall: int, by: int) -> tuple[int, int]:
+    """To so many instructions behind the next."""
+    quarters = by * 4
+    blocks = quarters >> 8 & (1 << 48) - 1
+    low = BRA | (quarters & 0xFF) << 16 | (blocks & (1 << 30) - 1) << 34
+    return low, blocks >> 30 | stall << 41
+
+
+def test_a_pending_operand_is_not_overwritten_sooner() -> None:
+    code = [instruction(MUFU, 8, 10 + i, 2 + i) for i in range(3)]
+    code.append(instruction(FADD, 1, 2, 8, 9))  # writes what the first one reads
+    assert spaced(paced(code))[3] == 20  # of 24
+
+
+@pytest.mark.parametrize("by", [-12, 300])
+def test_nothing_is_lowered_behind_a_branch_target(by: int) -> None:
+    loop = []
+    for i in range(5):
+        loop += [instruction(FADD, 7, 10 + i, 2, 3), instruction(MUFU, 1, 20 + i, 20 + i)]
+    tail = [instruction(ISETP, 1, NONE, 1, 2), branch(5, by)]
+    code = loop + tail
+    assert code[-1][0] & 0xFFF == BRA
+    first = 7 if by < 0 else 1
+    assert paced(code)[:4] == [first, 1] * 2
+    assert paced(code)[6] == 1
+
+
 def test_other_instructions_stay_ahead_of_everything() -> None:
     code = [instruction(ISETP, 1, NONE, 1, 2)]  # writes a predicate
     for i in range(5):
@@ -90,7 +121,10 @@ def test_no_latency_is_undercut(code: list[tuple[int, int]]) -> None:
     was, now = spaced(old), spaced(new)
     for i, j in itertools.combinations(range(len(code)), 2):
         first, second = code[i][0], code[j][0]
-        if first & 0x1FF not in ARITHMETIC:
+        if first & 0x1FF not in ARITHMETIC or (
+            first & 0x1FF == MUFU & 0x1FF
+            and (second & 0x1FF not in ARITHMETIC or second >> 16 & 0xFF in operands(code[i]))
+        ):
             need = 20
         else:
             written = first >> 16 & 0xFF

@@ -111,7 +111,8 @@ inline void check_outputs(const ForwardOp& op, const ForwardTensors& tensors) {
 }
 
 // Groups of heads scheduled together, so that their K and V stay in the L2 cache while their query tiles run: as many
-// as it takes, all of one size, for a small last group would end on its longest tiles alone.
+// as it takes, of one size. What is left for no whole group joins the last one: a small last group would end on its
+// longest tiles alone.
 inline int head_groups(const ForwardOp& op, const ForwardKernel& kernel, const ForwardParams& params) {
   constexpr int64_t kL2Bytes = int64_t{32} << 20;  // of Hopper's 50 MiB
   const int64_t all_heads = int64_t{params.batch} * params.heads;
@@ -122,7 +123,8 @@ inline int head_groups(const ForwardOp& op, const ForwardKernel& kernel, const F
   const int64_t kv_head_bytes = std::max<int64_t>(1, row_bytes * params.seqlen_k);
   const int64_t kv_heads = kL2Bytes / kv_head_bytes;
   const int64_t resident = std::max<int64_t>(1, kv_heads * params.heads_per_kv);  // query heads of a KV head share it
-  return static_cast<int>((all_heads + resident - 1) / resident);
+  const int64_t size = all_heads / ((all_heads + resident - 1) / resident);
+  return static_cast<int>(all_heads / size);
 }
 
 inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kernel, const ForwardTensors& tensors,
@@ -157,7 +159,7 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
   const ForwardKernel& kernel = op.kernel_for(tensors.k.size(kSeqlen));
   const DeviceKernel::Ready ready = kernel.device.on(device);
 
-  // TMA descriptors. K and V may be empty; the kernel then loads neither.
+  // TMA descriptors. K and V may be empty; the kernel then loads neither, or rows past the first, which are zero.
   const Element& element = op.element;
   const void* base_q = tensors.q.const_data_ptr();
   const void* base_k = tensors.k.numel() > 0 ? tensors.k.const_data_ptr() : base_q;

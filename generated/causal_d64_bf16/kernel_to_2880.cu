@@ -4,7 +4,7 @@
 //   type        bf16, fp32 accumulation
 //   score       score
 //   mask        causal
-//   keys        up to 5824 of a call
+//   keys        up to 2880 of a call
 //   work tile   128 queries by 64 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
 //   occupancy   2 CTAs an SM
@@ -134,7 +134,7 @@ CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-causal_d64_bf16_forward_to_5824(__grid_constant__ CUtensorMap const tma_q,
+causal_d64_bf16_forward_to_2880(__grid_constant__ CUtensorMap const tma_q,
     __grid_constant__ CUtensorMap const tma_k,
     __grid_constant__ CUtensorMap const tma_v,
     __grid_constant__ CUtensorMap const tma_o,
