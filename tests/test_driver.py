@@ -17,6 +17,7 @@ from fa3gen import driver
 from fa3gen.errors import InputError, ScheduleError, SpecError, ToolchainError, UnsupportedError
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.reference import check_error, reference_mask
+from fa3gen.schedule import tuned
 
 SPEC = {"head_dim": 128, "dtype": "bf16", "mask": "causal", "name": "driver_causal"}
 _BUILD_LIMIT_S = 20.0  # cold, on two cores
@@ -240,3 +241,30 @@ def test_bad_specs_name_key_rule_and_remedy() -> None:
         fa3gen.compile({"head_dim": 100, "mask": "causal"})
     with pytest.raises(SpecError, match="mask"):
         fa3gen.compile({"head_dim": 128, "msk": "causal"})
+
+
+# --- tuned kernels --------------------------------------------------------------------------------
+
+
+def test_the_gpu_is_named_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_GPUS", tmp_path)
+    if not torch.cuda.is_available():
+        assert driver.gpu_name() is None
+    for slot, model in (("0000:65:00.0", "NVIDIA H200"), ("0000:66:00.0", "NVIDIA H100 PCIe")):
+        (tmp_path / slot).mkdir()
+        text = f"Model: \t\t {model}\nIRQ:   \t\t 18\n"
+        (tmp_path / slot / "information").write_text(text)
+    assert driver.gpu_name() == "NVIDIA H200"
+
+
+def test_this_machines_table_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(tmp_path))
+    spec = {"head_dim": 128, "mask": "causal"}
+    loaded = fa3gen.AttentionSpec(**spec)
+    assert [schedule.tiling.block_n for schedule in driver.plan_of(spec)] == [128]
+    before = driver._tuning()
+    knobs = loaded.model_copy(update={"schedule": {"tile": {"m": 128, "n": 96}}}).schedule
+    entry = tuned.Entry.of(loaded, "H200", [tuned.TunedKernel(None, knobs)], {})
+    tuned.write(driver.own_table(), [entry])
+    assert [schedule.tiling.block_n for schedule in driver.plan_of(spec)] == [96]
+    assert driver._tuning() != before, "the index must not find the kernel of the table before"
