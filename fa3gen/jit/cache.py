@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fa3gen.errors import BuildError
-from fa3gen.jit import compiler, pace, pick, steps
+from fa3gen.jit import compiler, finish, steps
 from fa3gen.jit.compiler import Progress
 from fa3gen.jit.entries import BUILDING, cache_directory, look
 from fa3gen.jit.toolchain import Toolchain, find_toolchain
@@ -44,8 +44,7 @@ def _key_parts(source: OpSource, toolchain: Toolchain) -> Iterator[bytes]:
         yield repr((kernel.meta, kernel.alternative, kernel.paced)).encode()
         yield kernel.text.encode()
     yield source.host.encode()
-    for step in (pace.__file__, pick.__file__):
-        yield Path(str(step)).read_bytes()
+    yield Path(str(finish.__file__)).read_bytes()
     for path in sorted(INCLUDE.rglob("*")):
         if path.is_file():
             yield path.relative_to(INCLUDE).as_posix().encode()

@@ -6,8 +6,7 @@
     host.cpp  --c++-------------------------> host.o ──┴─> <op>.so
 
 Each kernel of a variant goes the way of kernel.cu. One with another spelling is compiled in both,
-and the better cubin is taken (``fa3gen.jit.pick``); one that is paced has its stall counts lowered
-(``fa3gen.jit.pace``).
+and its stall counts may be lowered (``fa3gen.jit.finish``).
 """
 
 from __future__ import annotations

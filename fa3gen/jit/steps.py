@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from fa3gen.jit import pace, pick
+from fa3gen.jit import finish
 from fa3gen.jit.toolchain import Toolchain
 from fa3gen.paths import INCLUDE
 
@@ -81,50 +81,30 @@ def objects_of(source: OpSource) -> tuple[str, ...]:
 
 def intermediates_of(source: OpSource) -> tuple[str, ...]:
     """The cubins on the way to those that are embedded."""
-    return tuple(
-        cubin
-        for kernel in source.kernels
-        for cubin in (*_spellings(kernel), _assembled(kernel))
-        if cubin != f"{kernel.meta.stem}.cubin"
-    )
+    return tuple(cubin for kernel in source.kernels for cubin in _assembled(kernel))
 
 
-def _spellings(kernel: KernelSource) -> tuple[str, ...]:
-    stem = kernel.meta.stem
-    return (f"{stem}.first.cubin", f"{stem}.second.cubin") if kernel.alternative else ()
-
-
-def _assembled(kernel: KernelSource) -> str:
-    """The kernel's cubin as the assembler made it."""
-    return f"{kernel.meta.stem}.assembled.cubin" if kernel.paced else f"{kernel.meta.stem}.cubin"
+def _assembled(kernel: KernelSource) -> tuple[str, ...]:
+    """What the assembler makes of a kernel that is not embedded as it is."""
+    if kernel.alternative is not None:
+        return (f"{kernel.meta.stem}.first.cubin", f"{kernel.meta.stem}.second.cubin")
+    return (f"{kernel.meta.stem}.assembled.cubin",) if kernel.paced else ()
 
 
 def _cubin(kernel: KernelSource, command: Words) -> list[str]:
-    """A kernel's cubin, from one compilation or the better of two, and then paced or not."""
-    steps = _compiled(kernel, command)
-    if kernel.paced:
-        stem, assembled = kernel.meta.stem, _assembled(kernel)
-        words = [sys.executable, "-I", pace.__file__, assembled, f"{stem}.cubin"]
-        steps.append(_step(f"{stem}_pace", words, f"{stem}.cubin", assembled))
-    return steps
-
-
-def _compiled(kernel: KernelSource, command: Words) -> list[str]:
+    """A kernel's cubin, from one compilation or the better of two, and paced or not."""
     stem = kernel.meta.stem
-    text, cubin, spellings = f"{stem}.cu", _assembled(kernel), _spellings(kernel)
-    if not spellings:
+    text, cubin, assembled = f"{stem}.cu", f"{stem}.cubin", _assembled(kernel)
+    if not assembled:
         return [_step(stem, [*command, text, "-o", cubin], cubin, text)]
-    steps = [
-        _step(
-            f"{stem}_{index}",
-            [*command, f"-D{kernel.alternative}={index}", text, "-o", spelling],
-            spelling,
-            text,
-        )
-        for index, spelling in enumerate(spellings)
-    ]
-    choose = [sys.executable, "-I", pick.__file__, cubin, *spellings]
-    return [*steps, _step(f"{stem}_pick", choose, cubin, " ".join(spellings))]
+    steps = []
+    for index, made in enumerate(assembled):
+        spelling = [] if kernel.alternative is None else [f"-D{kernel.alternative}={index}"]
+        words = [*command, *spelling, text, "-o", made]
+        steps.append(_step(f"{stem}_{index}", words, made, text))
+    pace = ["--pace"] * kernel.paced
+    words = [sys.executable, "-I", finish.__file__, cubin, *pace, *assembled]
+    return [*steps, _step(f"{stem}_finish", words, cubin, " ".join(assembled))]
 
 
 def _embedded(kernel: KernelSource, command: Words) -> str:

@@ -14,7 +14,7 @@ from standin import standin_source
 from test_pick import elf
 
 from fa3gen.jit.compiler import build
-from fa3gen.jit.pace import paced, paced_cubin
+from fa3gen.jit.finish import paced, paced_cubin
 
 MUFU, FADD, FFMA, F2FP, ISETP, HGMMA, BRA = 0x308, 0x221, 0xC23, 0x23E, 0x20C, 0x9F0, 0x947
 ARITHMETIC = {MUFU & 0x1FF, FADD & 0x1FF, FFMA & 0x1FF, F2FP & 0x1FF}

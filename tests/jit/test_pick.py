@@ -13,7 +13,7 @@ from standin import standin_source
 
 from fa3gen.codegen.source import OpSource
 from fa3gen.errors import BuildError
-from fa3gen.jit import pick
+from fa3gen.jit import finish
 from fa3gen.jit.compiler import build
 
 FFMA = 0x0000000A6A6A7C23  # FFMA R106, R106, UR10, ...
@@ -52,8 +52,8 @@ def test_addends_are_counted() -> None:
             instruction(MUFU, 19, True),
         ]
     )
-    assert pick.operand_reuse(elf(code)) == (2, 3)
-    assert pick.operand_reuse(elf(code, b".rodata")) == (0, 0)
+    assert finish.operand_reuse(elf(code)) == (2, 3)
+    assert finish.operand_reuse(elf(code, b".rodata")) == (0, 0)
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -62,7 +62,7 @@ def test_the_better_cubin_is_taken(better: int, tmp_path: Path) -> None:
     for index, path in enumerate(paths):
         path.write_bytes(elf(instruction(FFMA, 19, index == better)))
         path.with_name(f"{path.name}.log").write_text(f"ptxas on {index}\n")
-    command = [sys.executable, "-I", pick.__file__, tmp_path / "kernel.cubin", *paths]
+    command = [sys.executable, "-I", finish.__file__, tmp_path / "kernel.cubin", *paths]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert (tmp_path / "kernel.cubin").read_bytes() == paths[better].read_bytes()
     assert said.startswith(f"ptxas on {better}\n")

@@ -20,7 +20,7 @@ namespace fa3gen {
 constexpr int kLargest = 0x41600000;  // 14.f; 2^14 is finite in fp16 too
 
 // The build tries both orders of the columns that are compared, and keeps the one beside which the
-// assembler has a row's shift at hand (fa3gen/jit/pick.py).
+// assembler has a row's shift at hand (fa3gen/jit/finish.py).
 #ifndef FA3GEN_SWAP_COLUMNS
 #define FA3GEN_SWAP_COLUMNS 0
 #endif

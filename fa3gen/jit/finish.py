@@ -1,13 +1,23 @@
-"""Let exponentials follow one another as fast as the special-function unit takes them.
+"""From the assembler's cubins to the one that is embedded: the better of two, and paced.
 
-A step of the build, run as a program of its own: ``python pace.py IN OUT`` copies a cubin, with
-lower stall counts before exponentials.
+A step of the build, run as a program of its own: ``python finish.py OUT [--pace] CUBIN...`` takes
+the cubin whose instructions fetch the fewest operands anew, lowers stall counts before exponentials
+if asked, and prints the log beside it.
 
-Every instruction carries the number of cycles after which its warp may issue the next one. The
-assembler uses it to space MUFU instructions 8 cycles apart, which is what the unit takes for a warp
-that has it alone. But the unit's queue holds a warp back by itself, and where several warps and a
-running product compete for issue slots and register ports, each delay adds to the fixed 8 cycles
-instead of going into them: a block of 64 exponentials takes 900 cycles and more, not 512.
+*Operands at hand.* An SM's register file has two banks, even and odd registers, and the tensor core
+takes a large part of what they deliver. The assembler keeps an operand at hand for the next
+instructions (``.reuse``), but it loses it where an instruction in between reads a register of the
+same bank in the same place. Whether that happens in the loop that scales scores and compares them
+(``lazy_softmax.cuh``) depends on the register that the row's shift is given, and costs up to 8 % of
+a kernel. The source cannot name registers, so it is compiled with both orders of the compared
+columns.
+
+*Stall counts.* Every instruction carries the number of cycles after which its warp may issue the
+next one. The assembler uses it to space MUFU instructions 8 cycles apart, which is what the unit
+takes for a warp that has it alone. But the unit's queue holds a warp back by itself, and where
+several warps and a running product compete for issue slots and register ports, each delay adds to
+the fixed 8 cycles instead of going into them: a block of 64 exponentials takes 900 cycles and more,
+not 512.
 
 What a count must still do, beside pacing, is to keep an instruction of fixed latency ahead of those
 that read its result, and a MUFU, which reads its operand some time after its issue, ahead of those
@@ -25,11 +35,11 @@ from __future__ import annotations
 import itertools
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["main", "paced", "paced_cubin"]
+__all__ = ["main", "operand_reuse", "paced", "paced_cubin"]
 
 # Instructions of sm_90, 16 bytes each: the operation without its operands' kinds is in the lowest 9
 # bits, registers in bits 16-23 (written), 24-31, 32-39 and 64-71, the stall count in bits 105-108.
@@ -42,7 +52,34 @@ _STALL_BIT = 105 - 64
 _ZERO = 255  # reads as 0, and takes no result
 _NEAR = 6  # no latency of _ARITHMETIC is longer
 _FAR = 20  # nor of any other instruction of fixed latency
+_FFMA_UNIFORM = 0xC23  # register times uniform register plus register, all 12 bits
+_REUSE_BIT = 124 - 64  # of the third operand
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # of a 64-bit ELF file
+
+
+def operand_reuse(cubin: bytes) -> tuple[int, int]:
+    """How many FFMAs by a uniform register have their addend at hand, and how many there are."""
+    kept = total = 0
+    for begin, end in _code(cubin):
+        for low, high in struct.iter_unpack("<QQ", cubin[begin:end]):
+            if low & 0xFFF == _FFMA_UNIFORM and high & 0xFF != _ZERO:
+                total += 1
+                kept += high >> _REUSE_BIT & 1
+    return kept, total
+
+
+def _code(cubin: bytes) -> Iterator[tuple[int, int]]:
+    """Where the sections of an ELF file that hold instructions begin and end."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [_SECTION.unpack_from(cubin, table + size * i) for i in range(count)]
+    strings = sections[names][4]
+    for name, _, _, _, offset, length, *_ in sections:
+        if cubin[strings + name :].startswith(b".text."):
+            yield offset, offset + length
+
+
+# --- stall counts ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -132,32 +169,34 @@ def _keep_behind(code: Sequence[_Instruction], stalls: list[int], index: int) ->
 
 def paced_cubin(cubin: bytes) -> tuple[bytes, int, int]:
     """A cubin with lower counts, how many of them, and the cycles that they have less."""
-    (table,) = struct.unpack_from("<Q", cubin, 0x28)
-    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
-    sections = [_SECTION.unpack_from(cubin, table + size * i) for i in range(count)]
-    strings = sections[names][4]
     result, changed, saved = bytearray(cubin), 0, 0
-    for name, _, _, _, offset, length, *_ in sections:
-        if not cubin[strings + name :].startswith(b".text."):
-            continue
-        words = list(struct.iter_unpack("<QQ", cubin[offset : offset + length]))
+    for begin, end in _code(cubin):
+        words = list(struct.iter_unpack("<QQ", cubin[begin:end]))
         for index, ((low, high), stall) in enumerate(zip(words, paced(words), strict=True)):
             before = high >> _STALL_BIT & 15
             changed += stall != before
             saved += before - stall
             high += (stall - before) << _STALL_BIT
-            struct.pack_into("<QQ", result, offset + 16 * index, low, high)
+            struct.pack_into("<QQ", result, begin + 16 * index, low, high)
     return bytes(result), changed, saved
 
 
 def main(arguments: list[str]) -> None:
-    """Write the cubin ``arguments[0]`` to ``arguments[1]``, and print its log and what was done."""
-    source, target = map(Path, arguments)
-    cubin, changed, saved = paced_cubin(source.read_bytes())
+    """Write the best of the cubins ``arguments[1:]``, the first of equals, to ``arguments[0]``;
+    paced if a word among them is ``--pace``."""
+    target, *paths = (Path(word) for word in arguments if word != "--pace")
+    counts = {path: operand_reuse(path.read_bytes()) for path in paths}
+    best = max(paths, key=lambda path: counts[path][0])
+    cubin = best.read_bytes()
+    print(best.with_name(f"{best.name}.log").read_text(encoding="utf-8", errors="replace"), end="")
+    if len(paths) > 1:
+        for path, (kept, total) in counts.items():
+            taken = ", taken" if path == best else ""
+            print(f"{path.name}: {kept} of {total} addends at hand{taken}")
+    if "--pace" in arguments:
+        cubin, changed, saved = paced_cubin(cubin)
+        print(f"{target.name}: {changed} stall counts lowered, by {saved} cycles together")
     target.write_bytes(cubin)
-    log = source.with_name(f"{source.name}.log")
-    print(log.read_text(encoding="utf-8", errors="replace"), end="")
-    print(f"{source.name}: {changed} stall counts lowered, by {saved} cycles together")
 
 
 if __name__ == "__main__":
