@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fa3gen.check import Case, cases, run_case
+from fa3gen.check import Case, cases, limits_of, run_case
 
 
 def _kernels() -> list[tuple[str, str | None]]:
@@ -54,3 +54,18 @@ def test_forward(kernel: tuple[str, str | None], case: Case) -> None:
         calls=3,
     )
     assert result.ok, result
+
+
+@pytest.mark.skipif("FA3GEN_ARTIFACTS" in os.environ, reason="named kernels are checked")
+def test_every_kernel_of_a_plan() -> None:
+    """d64 has a kernel of its own for short calls: both, and the lengths where they meet."""
+    import fa3gen
+
+    op = fa3gen.compile({"name": "check_plan", "head_dim": 64, "mask": "causal"})
+    limits = limits_of(op)
+    assert limits
+    (limit, *_) = limits
+    meeting = (Case(1, 2, 1, 300, limit, seed=1), Case(1, 2, 1, 300, limit + 1, seed=2))
+    for case in (*meeting, *cases("large", limits)[len(cases("large")) :]):
+        result = run_case(op, "causal", case, device="cuda", head_dims=(64, 64), calls=3)
+        assert result.ok, result
