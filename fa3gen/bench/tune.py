@@ -35,7 +35,16 @@ from fa3gen.runtime.artifact import MANIFEST
 
 __all__ = ["decide", "main", "prepare", "time_candidates"]
 
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)  # of queries and keys
+LENGTHS = (
+    512,
+    1000,
+    1024,
+    2048,
+    4000,
+    4096,
+    8192,
+    16384,
+)  # of queries and keys; no tile divides all
 TOKENS = 16384  # of a call
 WIDTH = 2048  # heads times head dim
 CANDIDATES, RESULTS = "candidates.json", "results.json"
