@@ -38,7 +38,11 @@ _STAGING_REGISTERS = 6  # more where P is written to shared memory
 _LOADING_REGISTERS = 16  # more where a consumer loads
 _KEYS_PER_REGISTER = 64  # one more for as many keys of a KV tile
 _PRODUCT_REGISTERS = 30  # of one wgmma beside its accumulator, all within those at entry
-_SHIFT_REGISTERS = 3  # more there beside lazy maxima, where none is in flight meanwhile
+_SERIAL_LAZY_KEYS = 64  # of a KV tile with lazy maxima and no product in flight beside the softmax
+_FEW_KEYS = (
+    "lazy maxima with overlap 1 need 64 keys or more a KV tile: with fewer, ptxas serializes the "
+    "products (C7511)"
+)
 _O_OVER = {OStaging.APART: None, OStaging.OVER_Q: "Q", OStaging.OVER_V: "V"}
 _NO_PLACE = (
     "O cannot be staged there: over Q it needs head dims with v <= qk; over V a producer, overlap "
@@ -181,12 +185,13 @@ def over_budget(
         return _lines(needs, limit, "registers a consumer thread")
     launch = launch_registers(consumers + setting.specialized, setting.ctas)
     widest = max(needs["S"] // setting.score_tiles, needs["O"])
-    operands = _PRODUCT_REGISTERS + _SHIFT_REGISTERS * (setting.overlap == 1 and setting.lazy)
-    product = {"accumulator": widest, "operands": operands}
+    product = {"accumulator": widest, "operands": _PRODUCT_REGISTERS}
     if sum(product.values()) > launch:
         return _lines(product, launch, "registers at entry, that one product may take")
     if not _o_places(spec, rows_and_keys, setting):
         return _NO_PLACE
+    if setting.lazy and setting.overlap == 1 and block_n < _SERIAL_LAZY_KEYS:
+        return _FEW_KEYS
     if _o_staging(spec, rows_and_keys, setting) is None:
         shared = shared_needs(spec, block_m, block_n, setting)
         if _o_places(spec, rows_and_keys, setting) != [OStaging.APART]:

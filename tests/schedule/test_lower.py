@@ -379,6 +379,7 @@ def test_o_is_staged_over_v_where_that_is_asked(name: str) -> None:
         ({"o_staging": "over_v", "overlap": 3, "tile": {"n": 64}}, "cannot be staged there"),
         ({"o_staging": "over_v", "tile": {"m": 192, "n": 80}}, "cannot be staged there"),
         ({"o_staging": "apart", "tile": {"m": 128, "n": 176}}, "bytes of shared memory"),
+        ({"overlap": 1, "lazy_rescale": True, "tile": {"n": 48}}, "64 keys or more"),
         ({"o_staging": "over_q"}, None),
     ],
 )
