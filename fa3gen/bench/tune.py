@@ -148,6 +148,8 @@ def time_candidates(
     from fa3gen.runtime.attention import load as load_artifact
 
     record = _read(folder / CANDIDATES)
+    if "candidates" not in record:
+        raise InputError(f"tune: the builds in {folder} are not complete; prepare it again")
     facts = SpecFacts(**record["facts"])
     ops: dict[str, Any] = {
         name: (load or load_artifact)(folder / name) for name in record["candidates"]

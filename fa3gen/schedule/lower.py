@@ -232,7 +232,7 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
                     free = ("K",) if index and not drains else ()
                     load(range(index + 1, depth + 1) if drains else range(index + 1), free)
 
-    early, over_v = _q_is_released_early(schedule), schedule.tiling.o_over == "V"
+    early, over_v = releases_q_early(schedule.tiling), schedule.tiling.o_over == "V"
     late = ("V",) if schedule.lag else ()  # a late softmax has K released after an older tile's V
     _set_registers(emit, registers.producer, registers.launch)
     with emit.each_work():
@@ -241,13 +241,10 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             steps(Segment.FIRST, range(min(depth, 1)))
             if early:
                 emit.load("Q", sizes["Q"], free=not _q_is_guarded(memory))
-                if not over_v:
-                    with emit.for_tiles(Segment.ALL):
-                        load(range(depth + 1), late)
-        if over_v:  # the next V waits until O has left
-            emit.append(Wait("O_empty", "O", empty=True), Advance("O"))
-            with emit.if_tiles(), emit.for_tiles(Segment.ALL):
-                load(range(depth + 1), late)
+                if over_v:  # V waits until O has left
+                    emit.append(Wait("O_empty", "O", empty=True), Advance("O"))
+                with emit.for_tiles(Segment.ALL):
+                    load(range(depth + 1), late)
         if not early:
             emit.load("Q", sizes["Q"])
             with emit.if_tiles():
@@ -309,7 +306,7 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         always=_always(schedule),
     )
     turn = Turn("turn", 2 * HOPPER.warpgroup) if tiling.pingpong else None
-    early = _q_is_released_early(schedule)
+    early = releases_q_early(schedule.tiling)
     arrival = (Arrive("Q_empty", "Q", Executor.EACH_WARP),) if _q_is_guarded(memory) else ()
     release = (*arrival, Advance("Q"))
 
@@ -351,12 +348,6 @@ def _always(schedule: Schedule) -> bool:
     """Whether every work tile visits a KV tile: where V waits for the store of O, consumers must
     not run ahead of a producer that has nothing to load."""
     return schedule.tiling.o_over == "V"
-
-
-def _q_is_released_early(schedule: Schedule) -> bool:
-    """Whether Q is released after its last product, and loaded only if there is one; not where O is
-    staged over it."""
-    return releases_q_early(schedule.tiling) and schedule.tiling.o_over != "Q"
 
 
 def _q_is_guarded(memory: MemoryPlan) -> bool:

@@ -70,9 +70,10 @@ def plan_memory(schedule: Schedule) -> Schedule:
 
 
 def releases_q_early(tiling: Tiling) -> bool:
-    """Whether Q is released after its last product rather than last of all; not where that release
-    tells the loading thread that every ring is free."""
-    return tiling.specialized and tiling.overlap < 3
+    """Whether Q is released after its last product, and loaded only if there is one, rather than
+    last of all; not where O is staged over it, nor where that release tells the loading thread that
+    every ring is free."""
+    return tiling.specialized and tiling.overlap < 3 and tiling.o_over != "Q"
 
 
 def _query_stages(tiling: Tiling, room: bool) -> int:
@@ -112,10 +113,9 @@ def _q_is_free(buffers: list[BufferPlan], tiling: Tiling) -> bool:
     """Whether the stage that a work tile's Q goes to is free by the time it is loaded, because what
     the producer waited for before came after all products with what it held."""
     stages = {buffer.tile: buffer.stages for buffer in buffers}
-    over_q = tiling.o_over == "Q"
     behind_claim = tiling.persistence is Persistence.DYNAMIC and stages["Q"] > 1
     behind_k = tiling.overlap > 1 and stages["Q"] >= stages["K"]
-    return releases_q_early(tiling) and not over_q and (behind_claim or behind_k)
+    return releases_q_early(tiling) and (behind_claim or behind_k)
 
 
 def plan_registers(schedule: Schedule) -> Schedule:

@@ -188,13 +188,14 @@ def over_budget(
     product = {"accumulator": widest, "operands": _PRODUCT_REGISTERS}
     if sum(product.values()) > launch:
         return _lines(product, launch, "registers at entry, that one product may take")
-    if not _o_places(spec, rows_and_keys, setting):
+    places = _o_places(spec, rows_and_keys, setting)
+    if not places:
         return _NO_PLACE
     if setting.lazy and setting.overlap == 1 and block_n < _SERIAL_LAZY_KEYS:
         return _FEW_KEYS
     if _o_staging(spec, rows_and_keys, setting) is None:
         shared = shared_needs(spec, block_m, block_n, setting)
-        if _o_places(spec, rows_and_keys, setting) != [OStaging.APART]:
+        if places != [OStaging.APART]:
             shared = {tile: size for tile, size in shared.items() if tile != "O"}
         return _lines(shared, setting.limits.shared_bytes, "bytes of shared memory")
     return None

@@ -189,6 +189,32 @@ def test_a_run_that_was_cut_off_goes_on(folder: Path) -> None:
     assert Op.calls == 0, "nothing is left to do"
 
 
+def test_builds_that_were_cut_off_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(spec: AttentionSpec, knobs: Mapping[str, Any], folder: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "_build", build)
+    with pytest.raises(KeyboardInterrupt):
+        tune.prepare(SPEC, tmp_path / "tuned")
+    with pytest.raises(InputError, match="not complete"):
+        run(tmp_path / "tuned", FakeTimer())
+
+
+def test_builds_of_another_compiler_are_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = folder / "default" / "artifact.json"
+    stale.parent.mkdir()
+    stale.write_text("{}")
+    tune.prepare(SPEC, folder)
+    assert stale.exists()
+    monkeypatch.setattr("fa3gen.jit.index.package_fingerprint", lambda: "another")
+    tune.prepare(SPEC, folder)
+    assert not stale.exists()
+
+
 def test_other_kernels_are_timed_again(folder: Path) -> None:
     run(folder, FakeTimer())
     kept = json.loads((folder / "results.json").read_text())

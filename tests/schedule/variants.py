@@ -22,6 +22,11 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "full",
         "schedule": {"overlap": 1, "tile": {"m": 128, "n": 176}},
     },
+    "O over Q, for all there is room apart": {
+        "mask": "causal",
+        "head_dim": 64,
+        "schedule": {"o_staging": "over_q"},
+    },
     "O over V": {
         "mask": "causal",
         "head_dim": {"qk": 192, "v": 128},
