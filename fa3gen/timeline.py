@@ -53,6 +53,8 @@ _CALCS = {
     CalcKind.CONVERT: "ConvertP",
     CalcKind.RESCALE: "Rescale",
     CalcKind.NORMALIZE: "Normalize",
+    CalcKind.SPECULATE: "Exp",
+    CalcKind.REDO: "RowSum",
     CalcKind.SHIFT: "RowMax",
     CalcKind.EXP2: "Exp",
     CalcKind.ADD_SUM: "RowSum",

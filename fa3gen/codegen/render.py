@@ -43,6 +43,7 @@ from fa3gen.schedule.program import (
     Wait,
 )
 from fa3gen.schedule.schedule import Schedule
+from fa3gen.spec.model import Maxima
 
 __all__ = ["render", "template_name"]
 
@@ -78,7 +79,7 @@ def _kernel(
     launch: LaunchView,
 ) -> KernelSource:
     view = kernel_view(schedule, program, variant, launch.meta)
-    alternative = "FA3GEN_SWAP_COLUMNS" if schedule.tiling.lazy_rescale else None
+    alternative = "FA3GEN_SWAP_COLUMNS" if schedule.tiling.maxima is Maxima.LAZY else None
     text = _tidy(_Renderer(environment, view).kernel())
     return KernelSource(launch.meta, text, alternative, paced=schedule.tiling.ctas_per_sm == 1)
 

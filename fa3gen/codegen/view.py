@@ -27,6 +27,7 @@ from fa3gen.schedule.program import (
 )
 from fa3gen.schedule.ranges import row_keys
 from fa3gen.schedule.schedule import Persistence, Schedule
+from fa3gen.spec.model import Maxima
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
 
@@ -219,8 +220,8 @@ def kernel_view(
         p_operand=f"forward/p_{'registers' if _p_in_registers(program) else 'shared'}.j2",
         fragments={**{s: f"tSr{s}" for s in scores}, "P": "tOrP", "O": "tOrO"},
         views={s: s.replace("S", "scores") for s in scores},
-        softmax="lazy_softmax" if schedule.tiling.lazy_rescale else "softmax",
-        rows="ShiftedRows" if schedule.tiling.lazy_rescale else "RowStatistics",
+        softmax=_SOFTMAX[schedule.tiling.maxima],
+        rows=_ROWS[schedule.tiling.maxima],
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
         product_qk=product_dim(schedule.spec.head_dim.qk),
@@ -373,7 +374,7 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("ping-pong", "consumers take turns on the tensor core" if tiling.pingpong else "off"),
         (
             "rescaling",
-            "lazy, where exponents would pass 14" if tiling.lazy_rescale else "each step",
+            _RESCALING[tiling.maxima],
         ),
         ("grid", tiling.persistence.value),
         ("shared", f"{program.shared_bytes} bytes"),
@@ -383,6 +384,21 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
     return tuple(f"{name:<11s} {value}" for name, value in rows)
 
 
+_SOFTMAX = {  # headers
+    Maxima.EXACT: "softmax",
+    Maxima.LAZY: "lazy_softmax",
+    Maxima.SPECULATIVE: "speculative_softmax",
+}
+_ROWS = {
+    Maxima.EXACT: "RowStatistics",
+    Maxima.LAZY: "ShiftedRows",
+    Maxima.SPECULATIVE: "SpeculativeRows",
+}
+_RESCALING = {
+    Maxima.EXACT: "each step",
+    Maxima.LAZY: "lazy, where exponents would pass 14",
+    Maxima.SPECULATIVE: "speculative: where sums of exponentials have passed 2^14",
+}
 _OVERLAP = {
     1: "none: QK, softmax and PV of a KV tile in sequence",
     2: "PV of a KV tile runs during the softmax of the next",

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.ranges import KeyBounds, tile_range
+from fa3gen.spec.model import Maxima
 
 __all__ = ["Cost", "Rates", "estimate", "rates_of"]
 
@@ -54,11 +55,15 @@ class Rates:
 
 _EACH_STEP = Rates(6.7, 6.6, 240, 18, 90, 3600, 1200)
 _LAZY = Rates(3.5, 5.6, 0, 0, 587, 3550, 2600, 0.08, 0.02, 1.005)
+_SPECULATIVE = _LAZY
 
 
-def rates_of(lazy_rescale: bool) -> Rates:
-    """The rates of kernels that rescale O lazily, or in each step."""
-    return _LAZY if lazy_rescale else _EACH_STEP
+_RATES = {Maxima.EXACT: _EACH_STEP, Maxima.LAZY: _LAZY, Maxima.SPECULATIVE: _SPECULATIVE}
+
+
+def rates_of(maxima: Maxima) -> Rates:
+    """The rates of kernels that follow the row maxima in a way."""
+    return _RATES[maxima]
 
 
 @dataclass(frozen=True)

@@ -309,10 +309,11 @@ class Emitter:
         keys: tuple[int, int] | None = None,
     ) -> None:
         """A register computation, after the products it needs have retired."""
-        self._retire_for([*reads, *writes])
+        self._retire_for(list(reads))
+        self._retire_for(list(writes))
         self.append(Calc(kind, reads, writes, skew, keys))
         self.touched |= self.fenced & {*reads, *writes}
-        branches = kind is CalcKind.SHIFT  # past its vote nothing moves
+        branches = kind in (CalcKind.SHIFT, CalcKind.REDO)  # past their votes nothing moves
         self.computed = () if branches else tuple(name for name in writes if name in _SETTLED)
 
     def stage_operand(self, stage: StageOut, sync: NamedSync) -> None:

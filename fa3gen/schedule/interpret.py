@@ -201,6 +201,8 @@ def _fp32(value: float) -> Tensor:
 
 _NAN = _fp32(math.nan)
 _LIMIT = 14.0  # exponents up to which a lazy maximum stays
+_LARGEST_SUM = 2.0**14  # of a thread's exponentials in a row that were right to speculate on
+_LANES = 4  # of a warp that share a row, with two columns in each 8
 _WARP_ROWS = 16  # of a product, that vote together
 
 
@@ -267,6 +269,12 @@ class _Tensors:
                 return {name: self._exp2_above(s, row_max)}
             case CalcKind.ROW_SUM:
                 return {"row_sum": row_sum * alpha + s.sum(-1, keepdim=True)}
+            case CalcKind.SPECULATE:
+                s = torch.exp2(s * self.call.scale_log2 - row_max * self.call.scale_log2)
+                sums = s.sum(-1, keepdim=True)
+                return {name: s, "P": s.to(self.call.dtype).float(), "tile_sum": sums}
+            case CalcKind.REDO:
+                return self._redo(name, registers, place)
             case CalcKind.CONVERT:
                 return {"P": s.to(self.call.dtype).float()}
             case CalcKind.RESCALE | CalcKind.RESCALE_GROWN:  # alpha is 1 where none has grown
@@ -336,6 +344,32 @@ class _Tensors:
             "shift": grown,
             "row_sum": registers["row_sum"] * alpha,
             "alpha": alpha * registers["alpha"] if begin else alpha,
+        }
+
+    def _redo(self, name: str, registers: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
+        """The tile with its own maxima in warps where the sum of some thread's columns is too
+        large, or none was kept before; elsewhere as it is."""
+        s, p, o = registers[name], registers["P"], registers["O"]
+        row_max, row_sum = registers["row_max"], registers["row_sum"]
+        columns = s.expand(HOPPER.wgmma_rows, self.program.block_n).view(
+            HOPPER.wgmma_rows, -1, _LANES, 2
+        )
+        right = (columns.sum((1, 3)) < _LARGEST_SUM).view(-1, _WARP_ROWS * _LANES).all(-1)
+        right = right.repeat_interleave(_WARP_ROWS)[:, None]
+        work = self.work[place.work]
+        q = self.call.load("Q", work, self._first_row(place))[: HOPPER.wgmma_rows]
+        again = q @ self.load("K", place).T
+        newer = torch.maximum(row_max, again.amax(-1, keepdim=True))
+        alpha = self._exp2_above(row_max, newer)
+        again = self._exp2_above(again, newer)
+        again = torch.where(s.isnan(), s, again)  # what should not have been used shows
+        total = row_sum * alpha + again.sum(-1, keepdim=True)
+        return {
+            name: torch.where(right, s, again),
+            "P": torch.where(right, p, again.to(self.call.dtype).float()),
+            "row_max": torch.where(right, row_max, newer),
+            "row_sum": torch.where(right, row_sum + registers["tile_sum"], total),
+            "O": torch.where(right, o, o * alpha),
         }
 
     def _exp2_above(self, x: Tensor, row_max: Tensor) -> Tensor:

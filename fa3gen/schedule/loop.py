@@ -22,6 +22,7 @@ from fa3gen.schedule.rates import loop_rates
 from fa3gen.schedule.schedule import Schedule
 from fa3gen.schedule.step import Budget, Step, make_step
 from fa3gen.schedule.store import answer
+from fa3gen.spec.model import Maxima
 
 __all__ = ["emitted", "plan_loop", "steady_step"]
 
@@ -77,7 +78,7 @@ def steady_step(schedule: Schedule) -> Step | None:
     return make_step(
         schedule.graph,
         budget,
-        loop_rates(tiling.lazy_rescale),
+        loop_rates(tiling.maxima),
         masked=not schedule.bounds.exact,
         patterns=_patterns(schedule),
     )
@@ -90,5 +91,6 @@ def _patterns(schedule: Schedule) -> tuple[int, ...]:
         return (spec.schedule.overlap,)
     late = Setting.of(tiling, 3)
     two_tiles = tiling.stages > 1 and tiling.o_over != "V"
+    two_tiles &= tiling.maxima is not Maxima.SPECULATIVE
     two_tiles &= not over_budget(spec, (tiling.block_m, tiling.block_n), late)
     return (1,) * (spec.schedule.pingpong is not True) + (2,) + (3,) * two_tiles

@@ -71,6 +71,7 @@ from fa3gen.schedule.schedule import (
     RoleName,
     Schedule,
 )
+from fa3gen.spec.model import Maxima
 
 __all__ = ["lower"]
 
@@ -105,6 +106,21 @@ _LAZY_CALCS = _CALCS | {  # exponentials of the first part run beside the shift 
     "Exp": (_Step(CalcKind.EXP2, ("{S}",), ("{S}",), 1),),
     "RowSum": (_Step(CalcKind.ADD_SUM, ("{S}", "row_sum"), ("row_sum",)),),
     "Rescale": (_Step(CalcKind.RESCALE_GROWN, ("O", "alpha"), ("O",)),),
+}
+
+
+_MAXIMA = {Maxima.EXACT: _CALCS, Maxima.LAZY: _LAZY_CALCS, Maxima.SPECULATIVE: _CALCS}
+
+_GUESS = ("{S}", "P", "tile_sum")
+_FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where maxima are guessed
+    "Exp": (_Step(CalcKind.SPECULATE, ("{S}", "row_max"), _GUESS),),
+    "ConvertP": (
+        _Step(
+            CalcKind.REDO,
+            (*_GUESS, "row_max", "row_sum", "O"),
+            ("{S}", "P", "row_max", "row_sum", "O"),
+        ),
+    ),
 }
 
 
@@ -296,6 +312,7 @@ def _set_registers(emit: Emitter, granted: int, launch: int) -> None:
 def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -> Role:
     """The consumers' program: products and softmax over the KV tiles, then the store of O."""
     tiling, over_q = schedule.tiling, schedule.tiling.o_over == "Q"
+    lazy = tiling.maxima is Maxima.LAZY
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
     emit = Emitter(
         fenced=frozenset(tile.name for tile in _register_tiles(schedule)),
@@ -319,7 +336,7 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
         emit.append(*_follow(schedule))
         if not tiling.specialized:
             emit.load_first()
-        if tiling.lazy_rescale:
+        if lazy:
             emit.calc(CalcKind.CLEAR_SHIFTED, (), ("O", "shift", "row_sum"))
         else:
             emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
@@ -330,7 +347,7 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             _kv_tiles(emit, schedule, turn, release if early else ())
         if not early and not over_q:
             emit.append(*release)
-        if tiling.lazy_rescale:
+        if lazy:
             emit.calc(CalcKind.NORMALIZE_SHIFTED, ("O", "row_sum", "shift"), ("O", "lse"))
         else:
             emit.calc(CalcKind.NORMALIZE, ("O", "row_sum", "row_max"), ("O", "lse"))
@@ -367,10 +384,12 @@ def _kv_tiles(
                     _iteration(emit, schedule, _Part(range(index + 1), index, True), None)
 
     def loop(segment: Segment, masked: bool) -> None:
+        guesses = segment is Segment.FULL and schedule.tiling.maxima is Maxima.SPECULATIVE
         with emit.for_tiles(segment):
             for t in range(depth, depth + count):
                 with emit.phase(t % count, count):
-                    _iteration(emit, schedule, _Part(range(depth + 1), t, masked), turn)
+                    part = _Part(range(depth + 1), t, masked, guesses)
+                    _iteration(emit, schedule, part, turn)
 
     if bounds.masks_right or not depth:
         loop(Segment.RIGHT, True)
@@ -411,6 +430,7 @@ class _Part:
     stages: range
     t: int
     masked: bool
+    guesses: bool = False  # the softmax goes ahead with the maxima of the tiles before
 
 
 def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None) -> None:
@@ -435,7 +455,8 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
             emit.stage_operand(StageOut(score, "P", place.stage), sync)
         else:
             parts = _parts(schedule.tiling.block_n)
-            for step in (_LAZY_CALCS if schedule.tiling.lazy_rescale else _CALCS)[place.op]:
+            calcs = _FULL_CALCS if part.guesses else _MAXIMA[schedule.tiling.maxima]
+            for step in calcs[place.op]:
                 reads, writes = (
                     tuple(name.format(S=score) for name in side)
                     for side in (step.reads, step.writes)

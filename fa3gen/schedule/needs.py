@@ -11,7 +11,7 @@ from fa3gen.schedule.arch import HOPPER, Arch
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Persistence, Tiling
 from fa3gen.spec import AttentionSpec
-from fa3gen.spec.model import OStaging
+from fa3gen.spec.model import Maxima, OStaging
 from fa3gen.spec.symbols import FloorDiv, FloorMod
 
 __all__ = [
@@ -62,7 +62,7 @@ class Setting:
     p_shared: bool = False
     specialized: bool = True
     ctas: int = 1  # that share an SM
-    lazy: bool = False  # maxima
+    maxima: Maxima = Maxima.EXACT
     o_staging: OStaging | None = None  # as asked
 
     @staticmethod
@@ -76,7 +76,7 @@ class Setting:
             p_shared=tiling.p_shared,
             specialized=tiling.specialized,
             ctas=tiling.ctas_per_sm,
-            lazy=tiling.lazy_rescale,
+            maxima=tiling.maxima,
             o_staging=next(place for place, over in _O_OVER.items() if over == tiling.o_over),
         )
 
@@ -191,7 +191,7 @@ def over_budget(
     places = _o_places(spec, rows_and_keys, setting)
     if not places:
         return _NO_PLACE
-    if setting.lazy and setting.overlap == 1 and block_n < _SERIAL_LAZY_KEYS:
+    if setting.maxima is Maxima.LAZY and setting.overlap == 1 and block_n < _SERIAL_LAZY_KEYS:
         return _FEW_KEYS
     if _o_staging(spec, rows_and_keys, setting) is None:
         shared = shared_needs(spec, block_m, block_n, setting)

@@ -368,6 +368,10 @@ class CalcKind(enum.Enum):
     RESCALE = "O = O alpha"
     NORMALIZE = "O = O / row_sum; lse = row_max scale + ln row_sum"
 
+    # with the maxima of the tiles before
+    SPECULATE = "S = 2^((S - row_max) scale_log2), P = S in the operand type, tile_sum = rowsum S"
+    REDO = "row_sum += tile_sum; or, where that is too large, S, P, row_max, O, row_sum from Q K^T"
+
     # with maxima that are followed lazily: shift grows only where exponents would grow too large
     CLEAR_SHIFTED = "O = 0, row_sum = 0, shift = 0 of no key yet"
     SHIFT = "S = S scale_log2 - shift; shift may grow, S, row_sum and alpha with it"

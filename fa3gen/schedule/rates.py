@@ -34,7 +34,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BARE", "EXACT", "LAZY", "LoopRates", "Work", "loop_rates"]
+from fa3gen.spec.model import Maxima
+
+__all__ = ["BARE", "EXACT", "LAZY", "SPECULATIVE", "LoopRates", "Work", "loop_rates"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ LAZY = LoopRates(
 )
 
 
-def loop_rates(lazy_rescale: bool) -> LoopRates:
-    """The rates of kernels that rescale O lazily, or in each step."""
-    return LAZY if lazy_rescale else EXACT
+SPECULATIVE = LAZY
+_RATES = {Maxima.EXACT: EXACT, Maxima.LAZY: LAZY, Maxima.SPECULATIVE: SPECULATIVE}
+
+
+def loop_rates(maxima: Maxima) -> LoopRates:
+    """The rates of kernels that follow the row maxima in a way."""
+    return _RATES[maxima]

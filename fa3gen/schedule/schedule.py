@@ -11,6 +11,7 @@ from fa3gen.schedule.cost import Cost
 from fa3gen.schedule.modulo import ModuloSchedule, Origin
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.model import Maxima
 
 __all__ = [
     "BarrierPlan",
@@ -66,7 +67,7 @@ class Tiling:
     specialized: bool = True
     o_over: str | None = None  # the buffer that O is staged over
     ctas_per_sm: int = 1
-    lazy_rescale: bool = False  # row maxima are followed only where exponents grow large
+    maxima: Maxima = Maxima.EXACT
 
 
 @dataclass(frozen=True)

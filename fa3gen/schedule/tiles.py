@@ -17,7 +17,7 @@ from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, 
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
 from fa3gen.spec import AttentionSpec
-from fa3gen.spec.model import POperand
+from fa3gen.spec.model import Maxima, POperand
 
 __all__ = ["choose_tiling"]
 
@@ -30,7 +30,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
     """Tile sizes and knobs of a spec, and what the tile was weighed against; ScheduleError with the
     budget if what it asks cannot fit."""
     knobs = spec.schedule
-    _check_supported(spec)
+    _check_supported(spec, bounds)
     overlap = knobs.overlap or 2
     persistence = _persistence(spec, bounds)
     stages = knobs.pipeline_depth or 2
@@ -42,7 +42,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         p_shared=knobs.p_operand is POperand.SHARED,
         specialized=knobs.warp_specialized is not False,
         ctas=knobs.ctas_per_sm or 1,
-        lazy=_rescales_lazily(spec),
+        maxima=_maxima(spec, bounds),
         o_staging=knobs.o_staging,
     )
     choice = _weigh(spec, bounds, setting)
@@ -62,7 +62,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         setting.specialized,
         o_over(spec, (block_m, block_n), setting),
         setting.ctas,
-        setting.lazy,
+        setting.maxima,
     )
     return tiling, choice
 
@@ -72,7 +72,7 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
     tile = spec.schedule.tile
     keys = [tile.n] if tile and tile.n else list(_KEYS)
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
-    pace = rates_of(setting.lazy)
+    pace = rates_of(setting.maxima)
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
         tiles = list(itertools.product(rows, keys))
         problems = {shape: over_budget(spec, shape, setting) for shape in tiles}
@@ -123,13 +123,34 @@ def _persistence(spec: AttentionSpec, bounds: KeyBounds) -> Persistence:
     return Persistence.DYNAMIC if claimed else Persistence.STATIC
 
 
-def _rescales_lazily(spec: AttentionSpec) -> bool:
-    """As asked; else where the products of a score outweigh its share of the softmax."""
-    asked = spec.schedule.lazy_rescale
-    return spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS if asked is None else asked
+def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
+    """As asked; else speculative where there are tiles without a mask, and a Program; else lazy
+    where the products of a score outweigh its share of the softmax."""
+    knobs = spec.schedule
+    if knobs.maxima is not None:
+        return knobs.maxima
+    if bounds.exact and knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED:
+        return Maxima.SPECULATIVE
+    large = spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS
+    return Maxima.LAZY if large else Maxima.EXACT
 
 
-def _check_supported(spec: AttentionSpec) -> None:
+def _check_speculative(spec: AttentionSpec, bounds: KeyBounds) -> None:
+    """Refuse what leaves speculation no tile, or no registers to repair one in."""
+    if not bounds.exact:
+        raise UnsupportedError(
+            "schedule.maxima: speculative needs KV tiles that are known to be kept whole, and this "
+            "mask's are not; use exact or lazy"
+        )
+    knobs = spec.schedule
+    if knobs.overlap == 3 or knobs.p_operand is POperand.SHARED:
+        raise UnsupportedError(
+            "schedule.maxima: speculative needs overlap 1 or 2 and P in registers; use exact or "
+            "lazy, or leave out overlap and p_operand"
+        )
+
+
+def _check_supported(spec: AttentionSpec, bounds: KeyBounds) -> None:
     """Refuse combinations of knobs that have no Program, each for its reason."""
     knobs = spec.schedule
     if knobs.pingpong and knobs.overlap == 1:
@@ -142,6 +163,8 @@ def _check_supported(spec: AttentionSpec) -> None:
             "schedule.pipeline_depth: with overlap 3 a product is issued before the one before has "
             "released its K, so that K needs 2 stages or more (got 1)"
         )
+    if knobs.maxima is Maxima.SPECULATIVE:
+        _check_speculative(spec, bounds)
     claims = knobs.persistent is not None and knobs.persistent.value == "dynamic"
     if knobs.warp_specialized is False and claims:
         raise UnsupportedError(

@@ -126,6 +126,10 @@ class Tokens:
                 _demand(registers["row_sum"], "row_sum", place, tile=e.tile)
                 _demand(registers["alpha"], "alpha", place, tile=e.scaled)
                 return {"row_sum": _Token("row_sum", work, e.tile + 1)}
+            case CalcKind.SPECULATE:
+                return self._speculate(registers, place)
+            case CalcKind.REDO:
+                return self._redo(registers, place)
             case CalcKind.CONVERT:
                 e = _demand(_score(registers)[1], "E", place, tile=place.tile)
                 return {"P": _Token("P", work, e.tile, e.scaled)}
@@ -179,6 +183,35 @@ class Tokens:
         if end < self.block_n:
             return {name: replace(s, raised=end)}
         return {name: _Token("E", place.work, s.tile, s.tile + 1)}
+
+    def _speculate(self, registers: dict[str, Any], place: Place) -> dict[str, Any]:
+        """Powers of 2 over the maxima of the tiles before. What is done again if they are wrong
+        knows no mask, so that the tile must need none."""
+        name, s = _score(registers)
+        s = _demand(s, "S", place, tile=place.tile)
+        if s.masked:
+            raise VerificationError("speculates on a masked tile, which cannot be done again")
+        _check_masked(s, place)
+        _demand(registers["row_max"], "row_max", place, tile=s.tile)
+        guess = _Token("guess", place.work, s.tile)
+        return {name: guess, "P": guess, "tile_sum": guess}
+
+    def _redo(self, registers: dict[str, Any], place: Place) -> dict[str, Any]:
+        """The tile's maxima, sums and P, whether the guess was right or not; O with them."""
+        name, guess = _score(registers)
+        tile = _demand(guess, "guess", place, tile=place.tile).tile
+        for other in ("P", "tile_sum"):
+            _demand(registers[other], "guess", place, tile=tile)
+        for statistic in ("row_max", "row_sum"):
+            _demand(registers[statistic], statistic, place, tile=tile)
+        count = tile + 1
+        return {
+            name: _Token("E", place.work, tile, count),
+            "P": _Token("P", place.work, tile, count),
+            "row_max": _Token("row_max", place.work, count),
+            "row_sum": _Token("row_sum", place.work, count),
+            "O": _rescaled(registers["O"], count, place),
+        }
 
     def _normalize(self, o: Any, place: Place) -> dict[str, Any]:
         """O of every tile, scaled to the maximum of them all, becomes the result."""

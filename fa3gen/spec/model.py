@@ -32,6 +32,7 @@ __all__ = [
     "HeadDim",
     "InputSpec",
     "InputTable",
+    "Maxima",
     "OStaging",
     "POperand",
     "Persistent",
@@ -94,6 +95,15 @@ class OStaging(enum.Enum):
     OVER_V = "over_v"
 
 
+class Maxima(enum.Enum):
+    """How the softmax follows its row maxima: in each step; only where exponents grow large; or
+    found wanting by the sums of exponentials that were taken without the tile's own maxima."""
+
+    EXACT = "exact"
+    LAZY = "lazy"
+    SPECULATIVE = "speculative"
+
+
 class Persistent(enum.Enum):
     """How work tiles reach CTAs: one CTA a tile, a fixed stride, or a queue."""
 
@@ -136,8 +146,9 @@ class ScheduleKnobs(_Record):
     """apart, over_q or over_v: where O is staged for its store"""
     ctas_per_sm: Annotated[_Integer, Field(ge=1, le=2)] | None = None
     """the number of CTAs that share an SM, 1 or 2"""
-    lazy_rescale: StrictBool | None = None
-    """true to raise a row's maximum, and rescale O, only where exponents would pass 2^14"""
+    maxima: Maxima | None = None
+    """exact, lazy or speculative: a row's maximum, by which O is scaled, is raised in each step; or
+    only where powers of two would pass 2^14, which is seen before they are taken, or after"""
 
     @model_validator(mode="after")
     def _warpgroups_agree(self) -> ScheduleKnobs:

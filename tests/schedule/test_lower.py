@@ -263,7 +263,7 @@ def test_overlap_2_leaves_the_second_product_in_flight(name: str) -> None:
 @pytest.mark.parametrize("keys", range(16, 257, 16))
 def test_a_lazy_softmax_takes_a_tile_in_two_parts(keys: int) -> None:
     """Whole pairs of each thread's columns, about a quarter first; together every key once."""
-    spec = AttentionSpec(head_dim=8, schedule={"tile": {"m": 64, "n": keys}, "lazy_rescale": True})
+    spec = AttentionSpec(head_dim=8, schedule={"tile": {"m": 64, "n": keys}, "maxima": "lazy"})
     body = instructions(make_program(spec).role("consumer").body)
     parts = {node.keys for node in body if isinstance(node, Calc) and node.keys}
     (start, middle), (again, end) = sorted(parts)
@@ -379,7 +379,7 @@ def test_o_is_staged_over_v_where_that_is_asked(name: str) -> None:
         ({"o_staging": "over_v", "overlap": 3, "tile": {"n": 64}}, "cannot be staged there"),
         ({"o_staging": "over_v", "tile": {"m": 192, "n": 80}}, "cannot be staged there"),
         ({"o_staging": "apart", "tile": {"m": 128, "n": 176}}, "bytes of shared memory"),
-        ({"overlap": 1, "lazy_rescale": True, "tile": {"n": 48}}, "64 keys or more"),
+        ({"overlap": 1, "maxima": "lazy", "tile": {"n": 48}}, "64 keys or more"),
         ({"o_staging": "over_q"}, None),
     ],
 )

@@ -40,15 +40,15 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "window(100, 20)",
         "schedule": {"warpgroups": 1, "overlap": 1, "o_staging": "over_v", "tile": {"n": 64}},
     },
-    "rescale each step": {"mask": "causal", "schedule": {"lazy_rescale": False}},
+    "rescale each step": {"mask": "causal", "schedule": {"maxima": "exact"}},
     "lazy, overlap 3": {
         "mask": "causal",
         "head_dim": 64,
-        "schedule": {"overlap": 3, "lazy_rescale": True},
+        "schedule": {"overlap": 3, "maxima": "lazy"},
     },
     "lazy, few keys": {
         "mask": "window(100, 20)",
-        "schedule": {"tile": {"n": 16}, "lazy_rescale": True},
+        "schedule": {"tile": {"n": 16}, "maxima": "lazy"},
     },
     "two CTAs an SM": {
         "mask": "causal",
@@ -57,7 +57,7 @@ _KNOBS: dict[str, dict[str, Any]] = {
             "tile": {"m": 128, "n": 64},
             "overlap": 1,
             "ctas_per_sm": 2,
-            "lazy_rescale": True,
+            "maxima": "lazy",
         },
     },
     "two CTAs an SM, full": {

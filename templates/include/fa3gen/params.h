@@ -1,9 +1,20 @@
 // Kernel parameters shared by the host and the device side. Plain C++: the host compiler reads it too.
 #pragma once
 
+#include <cstdint>
+
 namespace fa3gen {
 
-// Run-time values of a forward call. Tensors reach the kernel as TMA descriptors beside this.
+// A tensor (batch, seqlen, heads, head_dim) in global memory; strides in elements, 1 in head_dim.
+struct GlobalTensor {
+  void const* data;
+  int64_t batch_stride;
+  int64_t row_stride;
+  int64_t head_stride;
+};
+
+// Run-time values of a forward call. Tensors reach the kernel as TMA descriptors beside this; Q and K
+// once more, for the rare case that a warp reads them again by itself.
 struct ForwardParams {
   float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
   float scale_log2;     // softmax scale * log2(e)
@@ -17,6 +28,8 @@ struct ForwardParams {
   unsigned* next_work;  // claims of work tiles so far; null where they are not claimed
   int groups;           // of heads scheduled together, so that their K and V stay in L2
   int heads_per_group;  // in all groups but the last, which has what is left
+  GlobalTensor q;
+  GlobalTensor k;
 };
 
 }  // namespace fa3gen

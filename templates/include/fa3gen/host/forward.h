@@ -127,6 +127,10 @@ inline int head_groups(const ForwardOp& op, const ForwardKernel& kernel, const F
   return static_cast<int>(all_heads / size);
 }
 
+inline GlobalTensor global_tensor(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(kBatch), tensor.stride(kSeqlen), tensor.stride(kHeads)};
+}
+
 inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kernel, const ForwardTensors& tensors,
                                  double scale) {
   ForwardParams params{};
@@ -146,6 +150,8 @@ inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kerne
   params.work_tiles = static_cast<int>(m_blocks * all_heads);
   params.groups = head_groups(op, kernel, params);
   params.heads_per_group = static_cast<int>(all_heads / params.groups);
+  params.q = global_tensor(tensors.q);
+  params.k = global_tensor(tensors.k);
   return params;
 }
 
