@@ -49,8 +49,8 @@ def draw(seed: int) -> AttentionSpec:
         knobs["o_staging"] = "over_v"
     if max(dims) <= 96 and pick.random() < 0.5:
         knobs["ctas_per_sm"] = 2
-    if pick.random() < 0.5:
-        knobs["lazy_rescale"] = pick.random() < 0.5
+    if pick.random() < 0.6:
+        knobs["maxima"] = pick.choice(("exact", "lazy", "speculative"))
     return AttentionSpec(
         head_dim={"qk": dims[0], "v": pick.choice((dims[0], dims[1]))},
         dtype=pick.choice(("bf16", "fp16")),

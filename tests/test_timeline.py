@@ -28,7 +28,7 @@ def timeline(tiles: int = 6, **knobs: Any) -> Timeline:
 
 
 def test_every_operation_runs_as_often_as_its_scope_says() -> None:
-    found = timeline(tiles=5, lazy_rescale=False)
+    found = timeline(tiles=5, maxima="exact")
     consumers = [role for role in found.roles if role.startswith("consumer")]
     assert len(consumers) == 2
     for role in consumers:
@@ -61,7 +61,7 @@ def test_what_a_tile_needs_comes_before_it() -> None:
 
 
 def test_work_is_divided_among_the_warpgroups() -> None:
-    made = schedule(lazy_rescale=False)
+    made = schedule(maxima="exact")
     found = simulate(lower(made), made.graph)
     cycles = {op.name: op.cycles for op in made.graph.ops}
     for span in found.spans:
@@ -70,8 +70,7 @@ def test_work_is_divided_among_the_warpgroups() -> None:
 
 
 def test_the_parts_of_a_tile_add_up() -> None:
-    made = schedule()
-    assert made.tiling.lazy_rescale
+    made = schedule(maxima="lazy")
     found = simulate(lower(made), made.graph)
     for op in ("RowMax", "Exp"):
         parts = [s for s in found.spans if (s.op, s.role, s.tile) == (op, "consumer 0", 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from fa3gen.schedule.ranges import KeyBounds, key_bounds
 from fa3gen.schedule.schedule import Tiling
 from fa3gen.schedule.tiles import choose_tiling
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.model import Maxima
 
 __all__ = ["DEFAULT", "candidates"]
 
@@ -22,7 +24,7 @@ _FAMILIES: tuple[tuple[Mapping[str, Any], int], ...] = (
     ({"warpgroups": 2}, 4),
     ({"warpgroups": 3}, 2),
     ({"pingpong": False}, 1),
-    ({"o_staging": "over_v"}, 3),
+    ({"o_staging": "over_v"}, 2),
     ({"ctas_per_sm": 2, "overlap": 1, "warpgroups": 2}, 3),
     ({"ctas_per_sm": 2, "warpgroups": 1}, 3),
     ({"persistent": "dynamic"}, 1),
@@ -50,12 +52,13 @@ def candidates(spec: AttentionSpec) -> dict[str, dict[str, Any]]:
 
 def _trials(spec: AttentionSpec, bounds: KeyBounds, default: Tiling) -> Iterator[dict[str, Any]]:
     """Knobs of every family, each with tiles that fit it, the model's best first; of the families
-    with several tiles also two that rescale the other way."""
-    for lazy in (default.lazy_rescale, not default.lazy_rescale):
-        for family, count in _FAMILIES:
-            if lazy != default.lazy_rescale:
-                count = min(count - 1, 2)
-            knobs = {"lazy_rescale": lazy, **family}
+    with several tiles also one for each other way to follow the maxima."""
+    ways = sorted(Maxima, key=lambda way: way is not default.maxima)
+    for maxima, (family, count) in itertools.product(ways, _FAMILIES):
+        if maxima is not default.maxima:
+            count = min(count - 1, 1)
+        if count:
+            knobs = {"maxima": maxima.value, **family}
             try:
                 asked = spec.model_copy(update={"schedule": knobs})
                 _, choice = choose_tiling(asked, bounds)
@@ -72,9 +75,7 @@ def _name(tiling: Tiling, default: Tiling) -> str:
     parts += [f"{tiling.ctas_per_sm}ctas"] if tiling.ctas_per_sm > 1 else []
     parts += [f"overlap{tiling.overlap}"] if tiling.overlap != default.overlap else []
     parts += ["o_over_v"] * (tiling.o_over == "V")
-    parts += ["lazy" if tiling.lazy_rescale else "exact"] * (
-        tiling.lazy_rescale != default.lazy_rescale
-    )
+    parts += [tiling.maxima.value] * (tiling.maxima is not default.maxima)
     turns = tiling.pingpong != (tiling.warpgroups > 1 and tiling.overlap > 1)
     parts += ["turns" if tiling.pingpong else "free"] * turns
     parts += [tiling.persistence.name.lower()] * (tiling.persistence != default.persistence)

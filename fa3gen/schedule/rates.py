@@ -111,7 +111,18 @@ LAZY = LoopRates(
 )
 
 
-SPECULATIVE = LAZY
+SPECULATIVE = LoopRates(
+    mask=Work(5.6, 2.0, 4.0),
+    row_max=Work(0.0, 0.0),
+    rescale=Work(0.0, 0.0),
+    exp=Work(16.0, 3.5),
+    convert=_CONVERT,
+    turn=128,
+    scores=216,
+    maxima=64,
+    beside=99,
+    two_tiles=(160, 4),
+)
 _RATES = {Maxima.EXACT: EXACT, Maxima.LAZY: LAZY, Maxima.SPECULATIVE: SPECULATIVE}
 
 

@@ -343,47 +343,73 @@ def test_registers_never_written_are_nan(kind: CalcKind) -> None:
     assert bool(out.isnan().all())
 
 
-# --- lazy maxima ----------------------------------------------------------------------------------
+# --- lazy and speculative maxima ----------------------------------------------------------------------------------
 
 
+LAX = pytest.mark.parametrize("maxima", ["lazy", "speculative"])
+
+
+@LAX
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("factor", [1.0, 8.0, 40.0])
 @pytest.mark.parametrize("mask", ["full", "causal", "window(100, 20)"])
-def test_lazy_maxima_follow_scores_of_any_size(mask: str, factor: float, dtype: str) -> None:
-    """With ``factor`` 40 exponents differ by thousands, and shifts grow in most tiles."""
+def test_maxima_follow_scores_of_any_size(
+    mask: str, factor: float, dtype: str, maxima: str
+) -> None:
+    """With ``factor`` 40 exponents differ by thousands: maxima grow in most tiles."""
     q, k, v = draw((200, 300), dtype=DTYPES[dtype])
-    check(schedule_of(mask=mask, dtype=dtype), ((q * factor).to(q.dtype), k, v))
+    schedule = schedule_of(mask=mask, dtype=dtype, schedule={"maxima": maxima})
+    check(schedule, ((q * factor).to(q.dtype), k, v))
 
 
+@LAX
 @pytest.mark.parametrize("key", [0, 40, 130, 299])
-def test_a_key_that_outweighs_all_others_is_found(key: int) -> None:
+def test_a_key_that_outweighs_all_others_is_found(key: int, maxima: str) -> None:
     """In the first or the second part of a tile, visited early or late."""
     q, k, v = draw((64, 300), heads=(1, 1))
     k[:, key] = q[:, 0] * 6
-    check(schedule_of(mask="full"), (q, k, v))
+    check(schedule_of(mask="full", schedule={"maxima": maxima}), (q, k, v))
 
 
-def test_rows_of_low_scores_alone_do_not_vanish() -> None:
+@LAX
+def test_rows_of_low_scores_alone_do_not_vanish(maxima: str) -> None:
     """Every exponent is far below 0: a shift that stayed at 0 would leave nothing of them."""
     q, k, v = draw((64, 200), heads=(1, 1))
     k = (k * 0.05 - q[:, :1] * 8).to(k.dtype)
     q = q[:, :1].expand(-1, 64, -1, -1)
-    out, lse = check(schedule_of(mask="full"), (q, k, v))
+    out, lse = check(schedule_of(mask="full", schedule={"maxima": maxima}), (q, k, v))
     assert float(lse.max()) < -50
     assert bool(out.any())
 
 
-def test_lazy_maxima_change_little() -> None:
+@LAX
+def test_lax_maxima_change_little(maxima: str) -> None:
     """The same function, but for rounding: other shifts, the same O and LSE."""
-    inputs = draw((200, 300))
-    results = [
-        Interpreter(schedule_of(mask="causal", schedule={"lazy_rescale": lazy}))(*inputs, SCALE)
-        for lazy in (False, True)
-    ]
-    (out, lse), (lazy_out, lazy_lse) = results
-    assert not torch.equal(lse, lazy_lse)
-    torch.testing.assert_close(lse, lazy_lse, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(out, lazy_out, atol=2e-2, rtol=2e-2)
+    inputs = draw((300, 300))
+    (out, lse), (lax_out, lax_lse) = (
+        Interpreter(schedule_of(mask="causal", schedule={"maxima": way}))(*inputs, SCALE)
+        for way in ("exact", maxima)
+    )
+    assert not torch.equal(lse, lax_lse)
+    torch.testing.assert_close(lse, lax_lse, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(out, lax_out, atol=2e-2, rtol=2e-2)
+
+
+def test_speculation_repairs_rows_that_kept_nothing_before() -> None:
+    """The last keys are masked for the first queries, whose first kept tile is a whole one."""
+    inputs = draw((128, 256))
+    check(schedule_of(mask="k < 128", schedule={"maxima": "speculative"}), inputs)
+    check(schedule_of(mask="k < 128 + q", schedule={"maxima": "speculative"}), inputs)
+
+
+def test_speculation_shows_scores_that_are_not_there() -> None:
+    """A NaN in Q spreads to its row, though scores are computed again."""
+    q, k, v = draw((64, 300), heads=(1, 1))
+    q[:, 5] = math.nan
+    out, lse = interpret(lower(schedule_of(mask="full")), schedule_of(mask="full").bounds, (q, k, v), SCALE)
+    assert bool(out[:, 5].isnan().all())
+    assert bool(lse[..., 5].isnan().all())
+    assert not bool(out[:, :5].isnan().any())
 
 
 def test_rows_never_stored_are_nan() -> None:

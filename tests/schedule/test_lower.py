@@ -48,6 +48,7 @@ from fa3gen.schedule.program import (
 from fa3gen.schedule.ranges import TileRange, tile_range
 from fa3gen.schedule.verify import trip_counts
 from fa3gen.spec import AttentionSpec
+from fa3gen.spec.model import Maxima
 
 PROGRAMS = [*SHIPPED, *VARIANTS]
 CAUSAL, FULL = "causal_d128_bf16", "full_d128_bf16"
@@ -241,23 +242,37 @@ def test_every_fence_orders_something(name: str) -> None:
 
 @pytest.mark.parametrize("name", [CAUSAL, FULL, "window", "one warpgroup", "rescale each step"])
 def test_overlap_2_leaves_the_second_product_in_flight(name: str) -> None:
-    lazy = schedule(name).tiling.lazy_rescale
-    settles = () if lazy else ("alpha",)
-    first = [CalcKind.SHIFT, CalcKind.EXP2, CalcKind.SHIFT] if lazy else [CalcKind.ROW_MAX]
-    then = (
-        [CalcKind.RESCALE_GROWN, CalcKind.EXP2, CalcKind.ADD_SUM]
-        if lazy
-        else [CalcKind.RESCALE, CalcKind.EXP, CalcKind.ROW_SUM]
-    )
+    """The maxima, of scores or of what is shifted of them, are found beside it; speculation is
+    free to begin there, which is left to the assembler."""
+    maxima = schedule(name).tiling.maxima
     for segment in {Segment.RIGHT, Segment.FULL, Segment.LEFT} & set(loops(program(name))):
+        guesses = maxima is Maxima.SPECULATIVE and segment is Segment.FULL
+        first, settles, then = _GUESSED if guesses else _FOLLOWED[maxima]
         body = loops(program(name))[segment]
         waits = [node for node in body if isinstance(node, WgmmaWait)]
         assert waits == [WgmmaWait(1, ("S",)), WgmmaWait(0, ("O",), after=settles)]
         between = body[body.index(waits[0]) : body.index(waits[1])]
         kinds = [node.kind for node in between if isinstance(node, Calc)]
-        assert kinds[-len(first) :] == first
+        assert kinds[len(kinds) - len(first) :] == first
         after = [n.kind for n in body[body.index(waits[1]) :] if isinstance(n, Calc)]
-        assert after == [*then, CalcKind.CONVERT]
+        assert after == then
+
+
+_EXACT = (
+    [CalcKind.ROW_MAX],
+    ("alpha",),
+    [CalcKind.RESCALE, CalcKind.EXP, CalcKind.ROW_SUM, CalcKind.CONVERT],
+)
+_GUESSED = ([], (), [CalcKind.SPECULATE, CalcKind.REDO])
+_FOLLOWED = {  # computations before the wait for P V, what settles there, computations after it
+    Maxima.EXACT: _EXACT,
+    Maxima.SPECULATIVE: _EXACT,  # of masked tiles
+    Maxima.LAZY: (
+        [CalcKind.SHIFT, CalcKind.EXP2, CalcKind.SHIFT],
+        (),
+        [CalcKind.RESCALE_GROWN, CalcKind.EXP2, CalcKind.ADD_SUM, CalcKind.CONVERT],
+    ),
+}
 
 
 @pytest.mark.parametrize("keys", range(16, 257, 16))
@@ -272,15 +287,18 @@ def test_a_lazy_softmax_takes_a_tile_in_two_parts(keys: int) -> None:
     assert 1 / 8 <= middle / keys <= 1 / 2
 
 
-@pytest.mark.parametrize(
-    ("dims", "lazy"), [(64, False), (96, True), (128, True), ({"qk": 192, "v": 128}, True)]
-)
-def test_lazy_rescaling_is_for_large_head_dims(dims: Any, lazy: bool) -> None:
-    assert make_schedule(AttentionSpec(head_dim=dims)).tiling.lazy_rescale is lazy
-    for asked in (False, True):
-        knobs = {"lazy_rescale": asked}
-        spec = AttentionSpec(head_dim=dims, schedule=knobs)
-        assert make_schedule(spec).tiling.lazy_rescale is asked
+@pytest.mark.parametrize("dims", [64, 96, 128, {"qk": 192, "v": 128}])
+def test_maxima_are_speculated_on_where_a_program_can(dims: Any) -> None:
+    """Else they are lazy at large head dims, where exponentials have the time."""
+    large = dims != 64
+    elsewhere = Maxima.LAZY if large else Maxima.EXACT
+    assert make_schedule(AttentionSpec(head_dim=dims)).tiling.maxima is Maxima.SPECULATIVE
+    assert make_schedule(AttentionSpec(head_dim=dims, mask="q % 3 >= k")).tiling.maxima is elsewhere
+    shared = AttentionSpec(head_dim=dims, schedule={"p_operand": "shared", "warpgroups": 2})
+    assert make_schedule(shared).tiling.maxima is elsewhere
+    for asked in Maxima:
+        spec = AttentionSpec(head_dim=dims, schedule={"maxima": asked.value})
+        assert make_schedule(spec).tiling.maxima is asked
 
 
 @pytest.mark.parametrize("name", ["overlap 1", "overlap 1, O over Q"])
@@ -379,6 +397,8 @@ def test_o_is_staged_over_v_where_that_is_asked(name: str) -> None:
         ({"o_staging": "over_v", "overlap": 3, "tile": {"n": 64}}, "cannot be staged there"),
         ({"o_staging": "over_v", "tile": {"m": 192, "n": 80}}, "cannot be staged there"),
         ({"o_staging": "apart", "tile": {"m": 128, "n": 176}}, "bytes of shared memory"),
+        ({"maxima": "speculative", "overlap": 3}, "overlap 1 or 2 and P in registers"),
+        ({"maxima": "speculative", "p_operand": "shared"}, "overlap 1 or 2 and P in registers"),
         ({"overlap": 1, "maxima": "lazy", "tile": {"n": 48}}, "64 keys or more"),
         ({"o_staging": "over_q"}, None),
     ],

@@ -50,6 +50,11 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "window(100, 20)",
         "schedule": {"tile": {"n": 16}, "maxima": "lazy"},
     },
+    "speculative, overlap 1": {
+        "mask": "causal",
+        "schedule": {"overlap": 1, "maxima": "speculative", "pingpong": False},
+    },
+    "lazy": {"mask": "window(100, 20)", "schedule": {"maxima": "lazy"}},
     "two CTAs an SM": {
         "mask": "causal",
         "head_dim": 64,

@@ -83,27 +83,29 @@ __device__ __forceinline__ void warp_mma(float* d, uint32_t const (&a)[4], uint2
   }
 }
 
-// S = Q K^T of this warp's 16 rows, from global memory; this thread's first row is `row`, the tile's
-// first key `key`. The accumulator of mma.sync has the layout of wgmma's. A product sums over its
+// S = Q K^T of this warp's 16 rows, from global memory. `row`: the warpgroup's first, `key`: the
+// tile's first key. The accumulator of mma.sync has the layout of wgmma's. A product sums over its
 // columns in any order, so that a lane takes 4 in a row of each 16, of Q and of K alike.
 template <class Element, int kHeadDim, class Accumulator>
 __device__ __forceinline__ void recompute_scores(Accumulator& scores, ForwardParams const& params,
                                                  WorkTile tile, int row, int key) {
-  // Addresses follow from here alone: the compiler would find them before the loop over KV tiles, and
-  // keep them in registers all the while.
-  asm volatile("" : "+r"(tile.batch), "+r"(tile.head), "+r"(tile.kv_head), "+r"(row), "+r"(key));
   constexpr int kBlock = 16;  // columns of a product
   constexpr int kGroup = 8;   // keys of one
-  int const column = threadIdx.x % 4 * 4;
-  auto const at = [](GlobalTensor const& from, int batch, int head, int line) {
+  // Addresses follow from here alone: the compiler would find them before the loop over KV tiles, and
+  // keep them in registers all the while.
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  asm volatile("" : "+r"(tile.batch), "+r"(tile.head), "+r"(tile.kv_head), "+r"(row), "+r"(key));
+  int const column = thread % 4 * 4, line = thread % 32 / 4;
+  auto const at = [column](GlobalTensor const& from, int batch, int head, int position) {
     return static_cast<Element const*>(from.data) + batch * from.batch_stride +
-           head * from.head_stride + line * from.row_stride;
+           head * from.head_stride + position * from.row_stride + column;
   };
+  row += thread % 128 / 32 * 16 + line;
   int const last = params.seqlen_q - 1;  // rows past it are nobody's
-  Element const* upper = at(params.q, tile.batch, tile.head, min(row, last)) + column;
-  Element const* lower = at(params.q, tile.batch, tile.head, min(row + 8, last)) + column;
-  Element const* keys =
-      at(params.k, tile.batch, tile.kv_head, key + threadIdx.x % 32 / 4) + column;
+  Element const* const upper = at(params.q, tile.batch, tile.head, min(row, last));
+  Element const* const lower = at(params.q, tile.batch, tile.head, min(row + 8, last));
+  Element const* const keys = at(params.k, tile.batch, tile.kv_head, key + line);
   cute::clear(scores);
 #pragma unroll 1
   for (int block = 0; block < kHeadDim; block += kBlock) {
@@ -113,11 +115,11 @@ __device__ __forceinline__ void recompute_scores(Accumulator& scores, ForwardPar
     };
     uint2 const a0 = load(upper + block), a1 = load(lower + block);
     uint32_t const a[4] = {a0.x, a1.x, a0.y, a1.y};
-    Element const* line = keys + block;
+    Element const* group_keys = keys + block;
 #pragma unroll
     for (int group = 0; group < cute::size<2>(scores); ++group) {
-      warp_mma<Element>(&scores(0, 0, group), a, load(line));
-      line += kGroup * params.k.row_stride;
+      warp_mma<Element>(&scores(0, 0, group), a, load(group_keys));
+      group_keys += kGroup * params.k.row_stride;
     }
   }
 }
