@@ -50,7 +50,8 @@ def draw(seed: int) -> AttentionSpec:
     if max(dims) <= 96 and pick.random() < 0.5:
         knobs["ctas_per_sm"] = 2
     if pick.random() < 0.6:
-        knobs["maxima"] = pick.choice(("exact", "lazy", "speculative"))
+        alone = knobs.get("overlap") == 3 or knobs.get("p_operand") == "shared"
+        knobs["maxima"] = pick.choice(("exact", "lazy", *(() if alone else ("speculative",))))
     return AttentionSpec(
         head_dim={"qk": dims[0], "v": pick.choice((dims[0], dims[1]))},
         dtype=pick.choice(("bf16", "fp16")),

@@ -29,6 +29,7 @@ from fa3gen.schedule.program import (
     TmaStoreCommit,
     Wait,
 )
+from fa3gen.schedule.ranges import tile_range
 from fa3gen.schedule.schedule import Schedule
 from fa3gen.spec import AttentionSpec, symbols
 from fa3gen.spec.formula import parse_mask
@@ -333,9 +334,17 @@ def test_a_load_that_has_not_landed_is_nan() -> None:
     assert bool(out.isnan().all())
 
 
-@pytest.mark.parametrize("kind", [CalcKind.CLEAR_SHIFTED, CalcKind.CONVERT])
-def test_registers_never_written_are_nan(kind: CalcKind) -> None:
-    schedule = schedule_of(mask="causal")
+@pytest.mark.parametrize(
+    ("maxima", "kind"),
+    [
+        ("lazy", CalcKind.CLEAR_SHIFTED),
+        ("lazy", CalcKind.CONVERT),
+        ("speculative", CalcKind.CLEAR),
+        ("speculative", CalcKind.SPECULATE),
+    ],
+)
+def test_registers_never_written_are_nan(maxima: str, kind: CalcKind) -> None:
+    schedule = schedule_of(mask="full", schedule={"maxima": maxima})
     program = without(
         Interpreter(schedule).program, lambda node: isinstance(node, Calc) and node.kind is kind
     )
@@ -397,16 +406,16 @@ def test_lax_maxima_change_little(maxima: str) -> None:
 
 def test_speculation_repairs_rows_that_kept_nothing_before() -> None:
     """The last keys are masked for the first queries, whose first kept tile is a whole one."""
-    inputs = draw((128, 256))
-    check(schedule_of(mask="k < 128", schedule={"maxima": "speculative"}), inputs)
-    check(schedule_of(mask="k < 128 + q", schedule={"maxima": "speculative"}), inputs)
+    schedule = schedule_of(mask="causal", schedule={"tile": {"n": 128}, "maxima": "speculative"})
+    assert tile_range(schedule.bounds, 127, 254, (128, 255), 128).full_end == 1
+    check(schedule, draw((128, 255)))
 
 
 def test_speculation_shows_scores_that_are_not_there() -> None:
     """A NaN in Q spreads to its row, though scores are computed again."""
     q, k, v = draw((64, 300), heads=(1, 1))
     q[:, 5] = math.nan
-    out, lse = interpret(lower(schedule_of(mask="full")), schedule_of(mask="full").bounds, (q, k, v), SCALE)
+    out, lse = Interpreter(schedule_of(mask="full"))(q, k, v, SCALE)
     assert bool(out[:, 5].isnan().all())
     assert bool(lse[..., 5].isnan().all())
     assert not bool(out[:, :5].isnan().any())

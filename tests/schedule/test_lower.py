@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from variants import SHIPPED, VARIANTS, program, schedule
 
-from fa3gen.errors import GraphError, ScheduleError
-from fa3gen.schedule import make_program, make_schedule
+from fa3gen.errors import GraphError, ScheduleError, UnsupportedError
+from fa3gen.schedule import make_plan, make_program, make_schedule
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter
 from fa3gen.schedule.flatten import Event, flatten
@@ -292,13 +292,24 @@ def test_maxima_are_speculated_on_where_a_program_can(dims: Any) -> None:
     """Else they are lazy at large head dims, where exponentials have the time."""
     large = dims != 64
     elsewhere = Maxima.LAZY if large else Maxima.EXACT
-    assert make_schedule(AttentionSpec(head_dim=dims)).tiling.maxima is Maxima.SPECULATIVE
-    assert make_schedule(AttentionSpec(head_dim=dims, mask="q % 3 >= k")).tiling.maxima is elsewhere
+    (plan,) = make_plan(AttentionSpec(head_dim=dims, mask="window(100, 0)"), tables=())
+    assert plan.tiling.maxima is Maxima.SPECULATIVE
+    dilated = AttentionSpec(head_dim=dims, mask="(q - k) % 2 == 0")
+    assert make_schedule(dilated).tiling.maxima is elsewhere
     shared = AttentionSpec(head_dim=dims, schedule={"p_operand": "shared", "warpgroups": 2})
     assert make_schedule(shared).tiling.maxima is elsewhere
     for asked in Maxima:
         spec = AttentionSpec(head_dim=dims, schedule={"maxima": asked.value})
         assert make_schedule(spec).tiling.maxima is asked
+
+
+@pytest.mark.parametrize("keys", [{"overlap": 3}, {"p_operand": "shared"}, {}])
+def test_speculation_has_its_conditions(keys: dict[str, Any]) -> None:
+    mask = "full" if keys else "(q - k) % 2 == 0"
+    knobs = {"maxima": "speculative", **keys}
+    spec = AttentionSpec(head_dim=64, mask=mask, schedule=knobs)
+    with pytest.raises(UnsupportedError, match=r"schedule\.maxima: speculative needs"):
+        make_schedule(spec)
 
 
 @pytest.mark.parametrize("name", ["overlap 1", "overlap 1, O over Q"])
@@ -397,8 +408,6 @@ def test_o_is_staged_over_v_where_that_is_asked(name: str) -> None:
         ({"o_staging": "over_v", "overlap": 3, "tile": {"n": 64}}, "cannot be staged there"),
         ({"o_staging": "over_v", "tile": {"m": 192, "n": 80}}, "cannot be staged there"),
         ({"o_staging": "apart", "tile": {"m": 128, "n": 176}}, "bytes of shared memory"),
-        ({"maxima": "speculative", "overlap": 3}, "overlap 1 or 2 and P in registers"),
-        ({"maxima": "speculative", "p_operand": "shared"}, "overlap 1 or 2 and P in registers"),
         ({"overlap": 1, "maxima": "lazy", "tile": {"n": 48}}, "64 keys or more"),
         ({"o_staging": "over_q"}, None),
     ],

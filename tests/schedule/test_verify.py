@@ -35,6 +35,7 @@ from fa3gen.schedule.verify import trip_counts, verify, verify_run
 
 CAUSAL, FULL = "causal_d128_bf16", "full_d128_bf16"
 EXACT = "rescale each step"
+LAZY = "lazy"
 
 
 def complaint(faulty: Program) -> str:
@@ -146,11 +147,13 @@ _COMPLAINTS = [
     (CAUSAL, r"Load V_full V with skew=0", "Gemm PV O", r"wants V of work 0, tile 0; finds V"),
     (EXACT, r"Calc RESCALE deleted", "Gemm PV O", r"O is scaled to the maximum of . tiles, P to"),
     (EXACT, r"Calc MASK deleted", "Calc ROW_MAX", r"KV tile \d needs the mask and has none"),
-    (CAUSAL, r"Calc MASK deleted", "Calc SHIFT", r"KV tile \d needs the mask and has none"),
-    (CAUSAL, r"Calc RESCALE_GROWN deleted", "Gemm PV O", r"O is scaled to the maximum of . tile"),
-    (CAUSAL, r"Calc SHIFT deleted", "Calc EXP2", r"raises keys 0 to 32 of S, of which 0 are shif"),
-    (CAUSAL, r"Calc SHIFT with keys=0,24", "Calc EXP2", r"raises keys 0 to 32 of S, of which"),
-    (CAUSAL, r"Calc ADD_SUM deleted", "Calc SHIFT", r"wants row_sum of work 0, tile 1; finds row"),
+    (CAUSAL, r"Calc MASK deleted", "Calc ROW_MAX", r"KV tile \d needs the mask and has none"),
+    (FULL, r"Calc SPECULATE deleted", "Calc REDO", r"wants guess of work 0, tile 1; finds S"),
+    (FULL, r"Calc REDO deleted", "Gemm PV O", r"wants P of work 0, tile 1; finds guess"),
+    (LAZY, r"Calc RESCALE_GROWN deleted", "Gemm PV O", r"O is scaled to the maximum of . tile"),
+    (LAZY, r"Calc SHIFT deleted", "Calc EXP2", r"raises keys 0 to 32 of S, of which 0 are shif"),
+    (LAZY, r"Calc SHIFT with keys=0,24", "Calc EXP2", r"raises keys 0 to 32 of S, of which"),
+    (LAZY, r"Calc ADD_SUM deleted", "Calc SHIFT", r"wants row_sum of work 0, tile 1; finds row"),
     (CAUSAL, r"StoreRows deleted", "", r"consumer 0 stores lse of work tile 0 0 times"),
     (CAUSAL, r"producer 0 SetRegisters deleted", "", r"deadlock: .*consumer 0 at SetRegisters"),
     (CAUSAL, r"SetRegisters with grows=", "SetRegisters", r"setmaxnreg in the wrong direction"),

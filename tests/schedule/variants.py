@@ -54,7 +54,7 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "mask": "causal",
         "schedule": {"overlap": 1, "maxima": "speculative", "pingpong": False},
     },
-    "lazy": {"mask": "window(100, 20)", "schedule": {"maxima": "lazy"}},
+    "lazy": {"mask": "causal", "schedule": {"maxima": "lazy"}},
     "two CTAs an SM": {
         "mask": "causal",
         "head_dim": 64,
