@@ -23,6 +23,7 @@ _FAMILIES: tuple[tuple[Mapping[str, Any], int], ...] = (
     ({}, 6),
     ({"warpgroups": 2}, 4),
     ({"warpgroups": 3}, 2),
+    ({"pipeline_depth": 3}, 2),
     ({"pingpong": False}, 1),
     ({"o_staging": "over_v"}, 2),
     ({"ctas_per_sm": 2, "overlap": 1, "warpgroups": 2}, 3),
@@ -74,6 +75,7 @@ def _name(tiling: Tiling, default: Tiling) -> str:
     parts = [f"{tiling.block_m}x{tiling.block_n}"]
     parts += [f"{tiling.ctas_per_sm}ctas"] if tiling.ctas_per_sm > 1 else []
     parts += [f"overlap{tiling.overlap}"] if tiling.overlap != default.overlap else []
+    parts += [f"{tiling.stages}stages"] * (tiling.stages != default.stages)
     parts += ["o_over_v"] * (tiling.o_over == "V")
     parts += [tiling.maxima.value] * (tiling.maxima is not default.maxima)
     turns = tiling.pingpong != (tiling.warpgroups > 1 and tiling.overlap > 1)

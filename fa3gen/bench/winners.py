@@ -12,7 +12,8 @@ __all__ = ["Winner", "speedup", "winners"]
 Times = Mapping[int, Mapping[str, float]]  # milliseconds by length and name
 
 _MOST = 3  # kernels of a plan: each takes seconds to build
-_GAIN = 1.01  # that one more kernel must bring, in the geometric mean over the lengths
+_GAIN = 1.005  # that each kernel more must bring, in the geometric mean over the lengths
+_LENGTHS = 2  # measured, at least, of a class: one says little of the lengths beside it
 _NOISE = 1.005  # kernels whose times differ by less count as equal
 _STEP = 64  # limits are multiples of as many keys
 
@@ -32,7 +33,7 @@ def winners(times: Times, default: str) -> list[Winner]:
     """The plan of the least geometric mean, of those nowhere slower than ``default``.
 
     A class has another kernel than ``default`` only where that is better by more than noise, and a
-    plan one more kernel only where that brings 1 % or more. Two classes of lengths meet at the
+    plan more kernels only where each brings half a percent or more. Two classes of lengths meet at the
     geometric mean of the lengths beside. ``times`` has every kernel at every length.
     """
     lengths = sorted(times)
@@ -40,7 +41,8 @@ def winners(times: Times, default: str) -> list[Winner]:
     for count in range(2, min(_MOST, len(lengths)) + 1):
         plans = _plans(times, lengths, default, count)
         more = min(plans, key=lambda plan: _mean(times, plan), default=best)
-        if _mean(times, best) > _GAIN * _mean(times, more):
+        added = count - len(list(_classes(best)))
+        if _mean(times, best) > _GAIN**added * _mean(times, more):
             best = more
     return list(_classes(best))
 
@@ -57,8 +59,11 @@ _Plan = dict[int, str]  # length to kernel
 def _plans(times: Times, lengths: Sequence[int], default: str, count: int) -> Iterator[_Plan]:
     """The plans of so many classes, each with the best kernel of those nowhere slower."""
     for cuts in itertools.combinations(range(1, len(lengths)), count - 1):
+        ends = (0, *cuts, len(lengths))
+        if count > 1 and min(b - a for a, b in itertools.pairwise(ends)) < _LENGTHS:
+            continue
         plan: _Plan = {}
-        for begin, end in itertools.pairwise((0, *cuts, len(lengths))):
+        for begin, end in itertools.pairwise(ends):
             part = lengths[begin:end]
             uniform = [dict.fromkeys(part, name) for name in times[part[0]]]
             allowed: list[_Plan] = [

@@ -1,18 +1,20 @@
-// Host side of fa3gen::causal_d128_bf16_6fad2f04: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d128_bf16_3bf96b3a: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
 
+extern "C" const unsigned char fa3gen_kernel_to_2880[];  // kernel_to_2880.cubin, embedded by cubin.S
 extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
 namespace {
 using fa3gen::host::Tensor;
 
+fa3gen::host::DeviceKernel kernel_to_2880(fa3gen_kernel_to_2880, "causal_d128_bf16_forward_to_2880", 229488);
 fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "causal_d128_bf16_forward", 229488);
 // A call takes the first kernel that takes so many keys.
 const fa3gen::host::ForwardKernel kKernels[] = {
     {
-        .device = kernel,
-        .max_keys = fa3gen::host::kAnyKeys,
+        .device = kernel_to_2880,
+        .max_keys = 2880,
         .block_m = 128,
         .threads = 384,
         .smem_bytes = 229488,
@@ -25,10 +27,25 @@ const fa3gen::host::ForwardKernel kKernels[] = {
         .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
         .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
     },
+    {
+        .device = kernel,
+        .max_keys = fa3gen::host::kAnyKeys,
+        .block_m = 128,
+        .threads = 384,
+        .smem_bytes = 229488,
+        .cta_per_sm = 1,
+        .persistent = true,
+        .claims = true,
+        .longest_first = true,
+        .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 160, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 160, .cols = 64, .swizzle_bytes = 128},
+        .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    },
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d128_bf16_6fad2f04",
+    .name = "fa3gen::causal_d128_bf16_3bf96b3a",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -45,11 +62,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d128_bf16_6fad2f04(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d128_bf16_6fad2f04_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d128_bf16_3bf96b3a(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d128_bf16_3bf96b3a_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d128_bf16_6fad2f04", TORCH_BOX(&forward));
-  m.impl("causal_d128_bf16_6fad2f04_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d128_bf16_3bf96b3a", TORCH_BOX(&forward));
+  m.impl("causal_d128_bf16_3bf96b3a_out", TORCH_BOX(&forward_out));
 }

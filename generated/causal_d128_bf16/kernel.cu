@@ -4,13 +4,13 @@
 //   type        bf16, fp32 accumulation
 //   score       score
 //   mask        causal
-//   work tile   128 queries by 128 keys a step
+//   work tile   128 queries by 160 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
-//   rings       2 of Q, 2 of K, 2 of V
+//   rings       1 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   lazy, where exponents would pass 14
+//   rescaling   speculative: where sums of exponentials have passed 2^14
 //   grid        a CTA claims its next work tile from a counter
 //   shared      229488 bytes
 //   registers   producer 40, consumers 232
@@ -21,7 +21,7 @@
 #include <fa3gen/barrier.cuh>
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
-#include <fa3gen/lazy_softmax.cuh>
+#include <fa3gen/speculative_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
 
@@ -35,7 +35,7 @@ using Element = __nv_bfloat16;
 constexpr int kHeadDimQK = 128;  // in whole blocks of 16
 constexpr int kHeadDimV = 128;
 constexpr int kBlockM = 128;  // query rows of a work tile
-constexpr int kBlockN = 128;  // keys of a KV tile
+constexpr int kBlockN = 160;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
@@ -47,12 +47,13 @@ constexpr int kThreads = 384;
 constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 2;
 constexpr int kChunksV = 2;
-constexpr int kQOffset = 0;  // 128 x 128, 2 stages
-constexpr int kKOffset = 65536;  // 128 x 128, 2 stages
-constexpr int kVOffset = 131072;  // 128 x 128, 2 stages
+constexpr int kQOffset = 0;  // 128 x 128
+constexpr int kKOffset = 32768;  // 160 x 128, 2 stages
+constexpr int kVOffset = 114688;  // 160 x 128, 2 stages
 constexpr int kOOffset = 196608;  // 128 x 128
 constexpr int kWorkOffset = 229376;  // 1 x 1
 constexpr int kQFullOffset = 229392;
+constexpr int kQEmptyOffset = 229400;
 constexpr int kKFullOffset = 229408;
 constexpr int kKEmptyOffset = 229424;
 constexpr int kVFullOffset = 229440;
@@ -76,8 +77,8 @@ struct ProductQK {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "setp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "setp.ne.b32 p, %82, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -85,8 +86,10 @@ struct ProductQK {
         "%32, %33, %34, %35, %36, %37, %38, %39, "
         "%40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, "
-        "%56, %57, %58, %59, %60, %61, %62, %63}, "
-        "%64, %65, p, 1, 1, 0, 0;\n"
+        "%56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, "
+        "%72, %73, %74, %75, %76, %77, %78, %79}, "
+        "%80, %81, p, 1, 1, 0, 0;\n"
         "}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
@@ -95,7 +98,9 @@ struct ProductQK {
           "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
           "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
           "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
+          "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
+          "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
@@ -161,7 +166,8 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
   Element* const sV = reinterpret_cast<Element*>(shared + kVOffset);
   Element* const sO = reinterpret_cast<Element*>(shared + kOOffset);
   int* const sWork = reinterpret_cast<int*>(shared + kWorkOffset);
-  auto& q_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kQFullOffset);
+  auto& q_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kQFullOffset);
+  auto& q_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kQEmptyOffset);
   auto& k_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kKFullOffset);
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
@@ -175,6 +181,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::prefetch_map(tma_v);
     fa3gen::prefetch_map(tma_o);
     fa3gen::init_barriers(q_full, 1);
+    fa3gen::init_barriers(q_empty, 8);
     fa3gen::init_barriers(k_full, 1);
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
@@ -189,7 +196,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     // TMA warpgroup: one thread loads Q, K and V
     fa3gen::shrink_registers<40>();
     if (threadIdx.x == 0) {
-      fa3gen::Ring<2> q;
+      fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
       fa3gen::Ring<1> work;
@@ -211,24 +218,25 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // The tile with the last key.
           fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 32768);
+          fa3gen::expect_bytes(k_full[k.stage], 40960);
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
           --n;
+          fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
           fa3gen::expect_bytes(q_full[q.stage], 32768);
           fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
-              tma_q, q_full[q.stage], sQ + q.stage * kStageQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
+              tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
           q.advance();
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 32768);
+            fa3gen::expect_bytes(k_full[k.stage], 40960);
             fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
                 tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             k.advance();
             fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 32768);
+            fa3gen::expect_bytes(v_full[v.stage], 40960);
             fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
@@ -239,7 +247,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-          fa3gen::expect_bytes(v_full[v.stage], 32768);
+          fa3gen::expect_bytes(v_full[v.stage], 40960);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();
@@ -268,14 +276,14 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     // Rows of S and O as (2 rows, columns) of this thread
     auto scores = fa3gen::row_column_view(tSrS);
     auto output = fa3gen::row_column_view(tOrO);
-    fa3gen::ShiftedRows rows;
+    fa3gen::SpeculativeRows rows;
     float lse[fa3gen::kRows];
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
     };
     auto const kept = [&](auto... position) { return keep(position..., params); };
 
-    fa3gen::Ring<2> q;
+    fa3gen::Ring<1> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
     fa3gen::Ring<1> work;
@@ -306,18 +314,16 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
         fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-        fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
-        fa3gen::raise<0, 8>(scores);
-        fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
-        fa3gen::raise<8, 32>(scores);
-        fa3gen::add_sum(scores, rows);
+        fa3gen::update_max(scores, rows, params.scale_log2);
+        fa3gen::exponentiate(scores, rows, params.scale_log2);
+        fa3gen::update_sum(scores, rows);
         fa3gen::convert<Element>(tSrS, tOrP);
         --n;
 
@@ -329,7 +335,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
           fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
@@ -340,18 +346,15 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 8>(scores);
-          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
+          fa3gen::update_max(scores, rows, params.scale_log2);
+          fa3gen::settle_alpha(rows);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          if (rows.grown) {
-            fa3gen::rescale(output, rows);
-          }
-          fa3gen::raise<8, 32>(scores);
-          fa3gen::add_sum(scores, rows);
+          fa3gen::rescale(output, rows);
+          fa3gen::exponentiate(scores, rows, params.scale_log2);
+          fa3gen::update_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
         }
 
@@ -363,7 +366,7 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
           fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
@@ -373,20 +376,23 @@ causal_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 8>(scores);
-          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          if (rows.grown) {
+          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
+          if (fa3gen::overshot(rows)) {
+            fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
+            fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);
+            fa3gen::exponentiate(scores, rows, params.scale_log2);
+            fa3gen::update_sum(scores, rows);
+            fa3gen::convert<Element>(tSrS, tOrP);
+          } else {
+            fa3gen::add_tile_sum(rows);
           }
-          fa3gen::raise<8, 32>(scores);
-          fa3gen::add_sum(scores, rows);
-          fa3gen::convert<Element>(tSrS, tOrP);
         }
+        fa3gen::arrive_each_warp(q_empty[q.stage]);
         q.advance();
 
         // What is owed to the last tile visited.

@@ -1,4 +1,4 @@
-// Host side of fa3gen::causal_d64_bf16_3363ee07: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::causal_d64_bf16_574d73e9: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -45,7 +45,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::causal_d64_bf16_3363ee07",
+    .name = "fa3gen::causal_d64_bf16_574d73e9",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 64,
     .head_dim_v = 64,
@@ -62,11 +62,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("causal_d64_bf16_3363ee07(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("causal_d64_bf16_3363ee07_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("causal_d64_bf16_574d73e9(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("causal_d64_bf16_574d73e9_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("causal_d64_bf16_3363ee07", TORCH_BOX(&forward));
-  m.impl("causal_d64_bf16_3363ee07_out", TORCH_BOX(&forward_out));
+  m.impl("causal_d64_bf16_574d73e9", TORCH_BOX(&forward));
+  m.impl("causal_d64_bf16_574d73e9_out", TORCH_BOX(&forward_out));
 }

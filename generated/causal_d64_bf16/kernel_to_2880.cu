@@ -12,7 +12,7 @@
 //   overlap     none: QK, softmax and PV of a KV tile in sequence
 //   P           in registers
 //   ping-pong   off
-//   rescaling   lazy, where exponents would pass 14
+//   rescaling   speculative: where sums of exponentials have passed 2^14
 //   grid        a CTA claims its next work tile from a counter
 //   shared      82032 bytes
 //   registers   producer 32, consumers 104
@@ -23,7 +23,7 @@
 #include <fa3gen/barrier.cuh>
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
-#include <fa3gen/lazy_softmax.cuh>
+#include <fa3gen/speculative_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
 
@@ -237,7 +237,7 @@ causal_d64_bf16_forward_to_2880(__grid_constant__ CUtensorMap const tma_q,
     // Rows of S and O as (2 rows, columns) of this thread
     auto scores = fa3gen::row_column_view(tSrS);
     auto output = fa3gen::row_column_view(tOrO);
-    fa3gen::ShiftedRows rows;
+    fa3gen::SpeculativeRows rows;
     float lse[fa3gen::kRows];
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
@@ -281,14 +281,10 @@ causal_d64_bf16_forward_to_2880(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-          fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 4>(scores);
-          fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
-          if (rows.grown) {
-            fa3gen::rescale(output, rows);
-          }
-          fa3gen::raise<4, 16>(scores);
-          fa3gen::add_sum(scores, rows);
+          fa3gen::update_max(scores, rows, params.scale_log2);
+          fa3gen::rescale(output, rows);
+          fa3gen::exponentiate(scores, rows, params.scale_log2);
+          fa3gen::update_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
           fa3gen::pin(tOrO);
@@ -316,15 +312,17 @@ causal_d64_bf16_forward_to_2880(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 4>(scores);
-          fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
-          if (rows.grown) {
+          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
+          if (fa3gen::overshot(rows)) {
+            fa3gen::recompute_scores<Element, 64>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
+            fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);
+            fa3gen::exponentiate(scores, rows, params.scale_log2);
+            fa3gen::update_sum(scores, rows);
+            fa3gen::convert<Element>(tSrS, tOrP);
+          } else {
+            fa3gen::add_tile_sum(rows);
           }
-          fa3gen::raise<4, 16>(scores);
-          fa3gen::add_sum(scores, rows);
-          fa3gen::convert<Element>(tSrS, tOrP);
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
           fa3gen::pin(tOrO);
           fa3gen::pin(tOrP);

@@ -1,4 +1,4 @@
-// Host side of fa3gen::full_d128_bf16_d79e5b88: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::full_d128_bf16_36bfba07: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -28,7 +28,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::full_d128_bf16_d79e5b88",
+    .name = "fa3gen::full_d128_bf16_36bfba07",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("full_d128_bf16_d79e5b88(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("full_d128_bf16_d79e5b88_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("full_d128_bf16_36bfba07(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("full_d128_bf16_36bfba07_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("full_d128_bf16_d79e5b88", TORCH_BOX(&forward));
-  m.impl("full_d128_bf16_d79e5b88_out", TORCH_BOX(&forward_out));
+  m.impl("full_d128_bf16_36bfba07", TORCH_BOX(&forward));
+  m.impl("full_d128_bf16_36bfba07_out", TORCH_BOX(&forward_out));
 }

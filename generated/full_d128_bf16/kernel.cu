@@ -10,7 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   lazy, where exponents would pass 14
+//   rescaling   speculative: where sums of exponentials have passed 2^14
 //   grid        CTA i takes work tiles i, i + grid, ...
 //   shared      229456 bytes
 //   registers   producer 24, consumers 240
@@ -21,7 +21,7 @@
 #include <fa3gen/barrier.cuh>
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
-#include <fa3gen/lazy_softmax.cuh>
+#include <fa3gen/speculative_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
 
@@ -248,7 +248,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     // Rows of S and O as (2 rows, columns) of this thread
     auto scores = fa3gen::row_column_view(tSrS);
     auto output = fa3gen::row_column_view(tOrO);
-    fa3gen::ShiftedRows rows;
+    fa3gen::SpeculativeRows rows;
     float lse[fa3gen::kRows];
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
@@ -284,11 +284,9 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
         fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-        fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
-        fa3gen::raise<0, 8>(scores);
-        fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
-        fa3gen::raise<8, 32>(scores);
-        fa3gen::add_sum(scores, rows);
+        fa3gen::update_max(scores, rows, params.scale_log2);
+        fa3gen::exponentiate(scores, rows, params.scale_log2);
+        fa3gen::update_sum(scores, rows);
         fa3gen::convert<Element>(tSrS, tOrP);
         --n;
 
@@ -310,19 +308,21 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 8>(scores);
-          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          if (rows.grown) {
+          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
+          if (fa3gen::overshot(rows)) {
+            fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
+            fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);
+            fa3gen::exponentiate(scores, rows, params.scale_log2);
+            fa3gen::update_sum(scores, rows);
+            fa3gen::convert<Element>(tSrS, tOrP);
+          } else {
+            fa3gen::add_tile_sum(rows);
           }
-          fa3gen::raise<8, 32>(scores);
-          fa3gen::add_sum(scores, rows);
-          fa3gen::convert<Element>(tSrS, tOrP);
         }
         q.advance();
 

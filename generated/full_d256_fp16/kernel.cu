@@ -12,7 +12,7 @@
 //   ping-pong   consumers take turns on the tensor core
 //   rescaling   lazy, where exponents would pass 14
 //   grid        CTA i takes work tiles i, i + grid, ...
-//   shared      196688 bytes
+//   shared      196696 bytes
 //   registers   producer 24, consumers 240
 #include <cuda.h>
 
@@ -39,7 +39,7 @@ constexpr int kBlockN = 64;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
-constexpr bool kAlways = false;  // every work tile visits a KV tile
+constexpr bool kAlways = true;  // every work tile visits a KV tile
 constexpr int kConsumers = 2;
 constexpr int kThreads = 384;
 
@@ -50,14 +50,15 @@ constexpr int kChunksV = 4;
 constexpr int kQOffset = 0;  // 128 x 256
 constexpr int kKOffset = 65536;  // 64 x 256, 2 stages
 constexpr int kVOffset = 131072;  // 64 x 256, 2 stages
-constexpr int kOOffset = 0;  // 128 x 256
+constexpr int kOOffset = 131072;  // 128 x 256
 constexpr int kQFullOffset = 196608;
 constexpr int kQEmptyOffset = 196616;
 constexpr int kKFullOffset = 196624;
 constexpr int kKEmptyOffset = 196640;
 constexpr int kVFullOffset = 196656;
 constexpr int kVEmptyOffset = 196672;
-constexpr int kSharedBytes = 196688;
+constexpr int kOEmptyOffset = 196688;
+constexpr int kSharedBytes = 196696;
 constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
@@ -137,6 +138,7 @@ struct ProductPV {
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
 CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
+CUTE_DEVICE int done_barrier(int) { return 5; }
 // The mask: the keys that query row `row` keeps. Position q is the row's, aligned to the last key.
 CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
   [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
@@ -172,6 +174,7 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
   auto& v_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kVEmptyOffset);
+  auto& o_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kOEmptyOffset);
   // Descriptors and barriers
   if (threadIdx.x == 0) {
     fa3gen::prefetch_map(tma_q);
@@ -179,11 +182,12 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::prefetch_map(tma_v);
     fa3gen::prefetch_map(tma_o);
     fa3gen::init_barriers(q_full, 1);
-    fa3gen::init_barriers(q_empty, 2);
+    fa3gen::init_barriers(q_empty, 8);
     fa3gen::init_barriers(k_full, 1);
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
     fa3gen::init_barriers(v_empty, 8);
+    fa3gen::init_barriers(o_empty, 2);
     fa3gen::fence_barrier_init();
   }
   __syncthreads();
@@ -195,50 +199,46 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
       fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
+      fa3gen::Ring<1> o;
       for (int index = blockIdx.x; index < params.work_tiles; index += gridDim.x) {
         fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
         fa3gen::KvRange const kv = kv_range(tile.m_block, params);
         int n = kv.end - 1;  // KV tile
 
-        if (kv.begin < kv.end) {
-          // The tile with the last key.
-          fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 32768);
-          fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
-              tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
-          k.advance();
-          --n;
-        }
+        // The tile with the last key.
+        fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
+        fa3gen::expect_bytes(k_full[k.stage], 32768);
+        fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
+            tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
+        k.advance();
+        --n;
         fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
         fa3gen::expect_bytes(q_full[q.stage], 65536);
         fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
             tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
         q.advance();
-
-        if (kv.begin < kv.end) {
+        fa3gen::wait_barrier(o_empty[o.stage], o.parity ^ 1);
+        o.advance();
 #pragma unroll 1
-          for (; n >= kv.begin; --n) {
-            fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 32768);
-            fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
-                tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
-            k.advance();
-            fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 32768);
-            fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
-                tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
-            v.advance();
-          }
-        }
-
-        if (kv.begin < kv.end) {
-          // What is owed to the last tile visited.
+        for (; n >= kv.begin; --n) {
+          fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
+          fa3gen::expect_bytes(k_full[k.stage], 32768);
+          fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
+              tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
+          k.advance();
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
           fa3gen::expect_bytes(v_full[v.stage], 32768);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();
         }
+
+        // What is owed to the last tile visited.
+        fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
+        fa3gen::expect_bytes(v_full[v.stage], 32768);
+        fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
+            tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
+        v.advance();
       }
     }
   } else {
@@ -273,6 +273,7 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::Ring<1> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
+    fa3gen::Ring<1> o;
     if (consumer == 1) {
       fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
     }
@@ -284,80 +285,79 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
       clear(tOrO);
       rows.clear();
       fa3gen::wait_barrier(q_full[q.stage], q.parity);
+      // The tile with the last key.
+      fa3gen::wait_barrier(k_full[k.stage], k.parity);
+      fa3gen::pin(tOrO);
+      fa3gen::pin(tOrP);
+      fa3gen::pin(tSrS);
+      fa3gen::wgmma_fence();
+      fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
+      fa3gen::wgmma_commit();
+      fa3gen::wgmma_wait<0>();
+      fa3gen::pin(tSrS);
+      fa3gen::arrive_each_warp(k_empty[k.stage]);
+      k.advance();
+      fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
+      fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
+      fa3gen::raise<0, 4>(scores);
+      fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
+      fa3gen::raise<4, 16>(scores);
+      fa3gen::add_sum(scores, rows);
+      fa3gen::convert<Element>(tSrS, tOrP);
+      --n;
 
-      if (kv.begin < kv.end) {
-        // The tile with the last key.
+      // Tiles that every row keeps whole.
+      for (; n >= kv.full_begin; --n) {
         fa3gen::wait_barrier(k_full[k.stage], k.parity);
+        fa3gen::named_sync(turn_barrier(consumer), 256);
         fa3gen::pin(tOrO);
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
         fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
-        fa3gen::wgmma_wait<0>();
+        fa3gen::wait_barrier(v_full[v.stage], v.parity);
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
+        fa3gen::wgmma_commit();
+        fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
+        fa3gen::wgmma_wait<1>();
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
-        fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
         fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
         fa3gen::raise<0, 4>(scores);
         fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
-        fa3gen::raise<4, 16>(scores);
-        fa3gen::add_sum(scores, rows);
-        fa3gen::convert<Element>(tSrS, tOrP);
-        --n;
-
-        // Tiles that every row keeps whole.
-        for (; n >= kv.full_begin; --n) {
-          fa3gen::wait_barrier(k_full[k.stage], k.parity);
-          fa3gen::named_sync(turn_barrier(consumer), 256);
-          fa3gen::pin(tOrO);
-          fa3gen::pin(tOrP);
-          fa3gen::pin(tSrS);
-          fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
-          fa3gen::wgmma_commit();
-          fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
-          fa3gen::wgmma_commit();
-          fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
-          fa3gen::wgmma_wait<1>();
-          fa3gen::pin(tSrS);
-          fa3gen::arrive_each_warp(k_empty[k.stage]);
-          k.advance();
-          fa3gen::shift<0, 4>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 4>(scores);
-          fa3gen::shift<4, 16>(scores, rows, params.scale_log2);
-          fa3gen::wgmma_wait<0>();
-          fa3gen::pin(tOrO);
-          fa3gen::arrive_each_warp(v_empty[v.stage]);
-          v.advance();
-          if (rows.grown) {
-            fa3gen::rescale(output, rows);
-          }
-          fa3gen::raise<4, 16>(scores);
-          fa3gen::add_sum(scores, rows);
-          fa3gen::convert<Element>(tSrS, tOrP);
-        }
-
-        // What is owed to the last tile visited.
-        fa3gen::wait_barrier(v_full[v.stage], v.parity);
-        fa3gen::pin(tOrO);
-        fa3gen::pin(tOrP);
-        fa3gen::pin(tSrS);
-        fa3gen::wgmma_fence();
-        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
-        fa3gen::wgmma_commit();
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tOrO);
         fa3gen::arrive_each_warp(v_empty[v.stage]);
         v.advance();
+        if (rows.grown) {
+          fa3gen::rescale(output, rows);
+        }
+        fa3gen::raise<4, 16>(scores);
+        fa3gen::add_sum(scores, rows);
+        fa3gen::convert<Element>(tSrS, tOrP);
       }
+      fa3gen::arrive_each_warp(q_empty[q.stage]);
+      q.advance();
+
+      // What is owed to the last tile visited.
+      fa3gen::wait_barrier(v_full[v.stage], v.parity);
+      fa3gen::pin(tOrO);
+      fa3gen::pin(tOrP);
+      fa3gen::pin(tSrS);
+      fa3gen::wgmma_fence();
+      fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
+      fa3gen::wgmma_commit();
+      fa3gen::wgmma_wait<0>();
+      fa3gen::pin(tOrO);
+      fa3gen::arrive_each_warp(v_empty[v.stage]);
+      v.advance();
 
       // O / row_sum, and the rows' log-sum-exp.
       fa3gen::normalize(output, rows, params.scale_log2, lse);
       fa3gen::store_lse(lse, params, tile, first_row(tile));
-      fa3gen::named_sync(store_barrier(consumer), 128);
+      fa3gen::named_sync(done_barrier(consumer), 256);
 
       // O through shared memory, in the warpgroup's own rows.
       Tensor tOrO_rounded = make_tensor<uint32_t>(fa3gen::OperandLayout<kHeadDimV>{});
@@ -370,9 +370,9 @@ full_d256_fp16_forward(__grid_constant__ CUtensorMap const tma_q,
             tma_o, sO + consumer * kRowsWG * kChunk, tile.m_block * kBlockM + consumer * kRowsWG, tile.head, tile.batch);
         fa3gen::tma_store_commit();
         fa3gen::tma_store_wait_read<0>();
-        fa3gen::arrive_barrier(q_empty[q.stage]);
+        fa3gen::arrive_barrier(o_empty[o.stage]);
       }
-      q.advance();
+      o.advance();
     }
   }
 }

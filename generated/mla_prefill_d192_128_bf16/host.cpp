@@ -1,4 +1,4 @@
-// Host side of fa3gen::mla_prefill_d192_128_bf16_2a666f4e: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::mla_prefill_d192_128_bf16_a477cb8d: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -7,7 +7,7 @@ extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cu
 namespace {
 using fa3gen::host::Tensor;
 
-fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "mla_prefill_d192_128_bf16_forward", 204912);
+fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "mla_prefill_d192_128_bf16_forward", 213112);
 // A call takes the first kernel that takes so many keys.
 const fa3gen::host::ForwardKernel kKernels[] = {
     {
@@ -15,20 +15,20 @@ const fa3gen::host::ForwardKernel kKernels[] = {
         .max_keys = fa3gen::host::kAnyKeys,
         .block_m = 128,
         .threads = 384,
-        .smem_bytes = 204912,
+        .smem_bytes = 213112,
         .cta_per_sm = 1,
         .persistent = true,
         .claims = true,
         .longest_first = true,
         .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
-        .k = {.rows = 96, .cols = 64, .swizzle_bytes = 128},
-        .v = {.rows = 96, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
         .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
     },
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::mla_prefill_d192_128_bf16_2a666f4e",
+    .name = "fa3gen::mla_prefill_d192_128_bf16_a477cb8d",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 192,
     .head_dim_v = 128,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("mla_prefill_d192_128_bf16_2a666f4e(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("mla_prefill_d192_128_bf16_2a666f4e_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("mla_prefill_d192_128_bf16_a477cb8d(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("mla_prefill_d192_128_bf16_a477cb8d_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("mla_prefill_d192_128_bf16_2a666f4e", TORCH_BOX(&forward));
-  m.impl("mla_prefill_d192_128_bf16_2a666f4e_out", TORCH_BOX(&forward_out));
+  m.impl("mla_prefill_d192_128_bf16_a477cb8d", TORCH_BOX(&forward));
+  m.impl("mla_prefill_d192_128_bf16_a477cb8d_out", TORCH_BOX(&forward_out));
 }

@@ -4,7 +4,7 @@
 //   type        bf16, fp32 accumulation
 //   score       score
 //   mask        causal
-//   work tile   128 queries by 96 keys a step
+//   work tile   128 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
 //   rings       1 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
@@ -12,7 +12,7 @@
 //   ping-pong   consumers take turns on the tensor core
 //   rescaling   lazy, where exponents would pass 14
 //   grid        a CTA claims its next work tile from a counter
-//   shared      204912 bytes
+//   shared      213112 bytes
 //   registers   producer 40, consumers 232
 #include <cuda.h>
 
@@ -35,11 +35,11 @@ using Element = __nv_bfloat16;
 constexpr int kHeadDimQK = 192;  // in whole blocks of 16
 constexpr int kHeadDimV = 128;
 constexpr int kBlockM = 128;  // query rows of a work tile
-constexpr int kBlockN = 96;  // keys of a KV tile
+constexpr int kBlockN = 128;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
-constexpr bool kAlways = false;  // every work tile visits a KV tile
+constexpr bool kAlways = true;  // every work tile visits a KV tile
 constexpr int kConsumers = 2;
 constexpr int kThreads = 384;
 
@@ -48,19 +48,20 @@ constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 3;
 constexpr int kChunksV = 2;
 constexpr int kQOffset = 0;  // 128 x 192
-constexpr int kKOffset = 49152;  // 96 x 192, 2 stages
-constexpr int kVOffset = 122880;  // 96 x 128, 2 stages
-constexpr int kOOffset = 172032;  // 128 x 128
-constexpr int kWorkOffset = 204800;  // 1 x 1
-constexpr int kQFullOffset = 204816;
-constexpr int kQEmptyOffset = 204824;
-constexpr int kKFullOffset = 204832;
-constexpr int kKEmptyOffset = 204848;
-constexpr int kVFullOffset = 204864;
-constexpr int kVEmptyOffset = 204880;
-constexpr int kWorkFullOffset = 204896;
-constexpr int kWorkEmptyOffset = 204904;
-constexpr int kSharedBytes = 204912;
+constexpr int kKOffset = 49152;  // 128 x 192, 2 stages
+constexpr int kVOffset = 147456;  // 128 x 128, 2 stages
+constexpr int kOOffset = 147456;  // 128 x 128
+constexpr int kWorkOffset = 212992;  // 1 x 1
+constexpr int kQFullOffset = 213008;
+constexpr int kQEmptyOffset = 213016;
+constexpr int kKFullOffset = 213024;
+constexpr int kKEmptyOffset = 213040;
+constexpr int kVFullOffset = 213056;
+constexpr int kVEmptyOffset = 213072;
+constexpr int kOEmptyOffset = 213088;
+constexpr int kWorkFullOffset = 213096;
+constexpr int kWorkEmptyOffset = 213104;
+constexpr int kSharedBytes = 213112;
 constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
@@ -77,22 +78,26 @@ struct ProductQK {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "setp.ne.b32 p, %50, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+        "setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, "
-        "%40, %41, %42, %43, %44, %45, %46, %47}, "
-        "%48, %49, p, 1, 1, 0, 0;\n"
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 0, 0;\n"
         "}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
           "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
           "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
           "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
@@ -128,6 +133,7 @@ struct ProductPV {
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
 CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
+CUTE_DEVICE int done_barrier(int) { return 5; }
 // The mask: the keys that query row `row` keeps. Position q is the row's, aligned to the last key.
 CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
   [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
@@ -164,6 +170,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
   auto& v_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kVEmptyOffset);
+  auto& o_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kOEmptyOffset);
   auto& work_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kWorkFullOffset);
   auto& work_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kWorkEmptyOffset);
   // Descriptors and barriers
@@ -178,6 +185,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
     fa3gen::init_barriers(v_empty, 8);
+    fa3gen::init_barriers(o_empty, 2);
     fa3gen::init_barriers(work_full, 1);
     fa3gen::init_barriers(work_empty, 8);
     fa3gen::fence_barrier_init();
@@ -191,6 +199,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
+      fa3gen::Ring<1> o;
       fa3gen::Ring<1> work;
       fa3gen::WorkClaims claims;
       for (;;) {
@@ -207,43 +216,41 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::KvRange const kv = kv_range(tile.m_block, params);
         int n = kv.end - 1;  // KV tile
 
-        if (kv.begin < kv.end) {
-          // The tile with the last key.
+        // The tile with the last key.
+        fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
+        fa3gen::expect_bytes(k_full[k.stage], 49152);
+        fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
+            tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
+        k.advance();
+        --n;
+        fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
+        fa3gen::expect_bytes(q_full[q.stage], 49152);
+        fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
+            tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
+        q.advance();
+        fa3gen::wait_barrier(o_empty[o.stage], o.parity ^ 1);
+        o.advance();
+#pragma unroll 1
+        for (; n >= kv.begin; --n) {
           fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 36864);
+          fa3gen::expect_bytes(k_full[k.stage], 49152);
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
-          --n;
-          fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
-          fa3gen::expect_bytes(q_full[q.stage], 49152);
-          fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
-              tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
-          q.advance();
-#pragma unroll 1
-          for (; n >= kv.begin; --n) {
-            fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 36864);
-            fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
-                tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
-            k.advance();
-            fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 24576);
-            fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
-                tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
-            v.advance();
-          }
-        }
-        claims.claim_ahead(params);
-
-        if (kv.begin < kv.end) {
-          // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-          fa3gen::expect_bytes(v_full[v.stage], 24576);
+          fa3gen::expect_bytes(v_full[v.stage], 32768);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();
         }
+        claims.claim_ahead(params);
+
+        // What is owed to the last tile visited.
+        fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
+        fa3gen::expect_bytes(v_full[v.stage], 32768);
+        fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
+            tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
+        v.advance();
       }
     }
   } else {
@@ -278,6 +285,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::Ring<1> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
+    fa3gen::Ring<1> o;
     fa3gen::Ring<1> work;
     if (consumer == 1) {
       fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
@@ -297,120 +305,114 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 
       clear(tOrO);
       rows.clear();
+      fa3gen::wait_barrier(q_full[q.stage], q.parity);
+      // The tile with the last key.
+      fa3gen::wait_barrier(k_full[k.stage], k.parity);
+      fa3gen::pin(tOrO);
+      fa3gen::pin(tOrP);
+      fa3gen::pin(tSrS);
+      fa3gen::wgmma_fence();
+      fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
+      fa3gen::wgmma_commit();
+      fa3gen::wgmma_wait<0>();
+      fa3gen::pin(tSrS);
+      fa3gen::arrive_each_warp(k_empty[k.stage]);
+      k.advance();
+      fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
+      fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+      fa3gen::raise<0, 8>(scores);
+      fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
+      fa3gen::raise<8, 32>(scores);
+      fa3gen::add_sum(scores, rows);
+      fa3gen::convert<Element>(tSrS, tOrP);
+      --n;
 
-      if (kv.begin < kv.end) {
-        fa3gen::wait_barrier(q_full[q.stage], q.parity);
-        // The tile with the last key.
+      // Tiles that the mask cuts at their upper end.
+      for (; n >= kv.full_end; --n) {
         fa3gen::wait_barrier(k_full[k.stage], k.parity);
+        fa3gen::named_sync(turn_barrier(consumer), 256);
         fa3gen::pin(tOrO);
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
         fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
-        fa3gen::wgmma_wait<0>();
+        fa3gen::wait_barrier(v_full[v.stage], v.parity);
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
+        fa3gen::wgmma_commit();
+        fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
+        fa3gen::wgmma_wait<1>();
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
         fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-        fa3gen::shift<0, 6>(scores, rows, params.scale_log2);
-        fa3gen::raise<0, 6>(scores);
-        fa3gen::shift<6, 24>(scores, rows, params.scale_log2);
-        fa3gen::raise<6, 24>(scores);
-        fa3gen::add_sum(scores, rows);
-        fa3gen::convert<Element>(tSrS, tOrP);
-        --n;
-
-        // Tiles that the mask cuts at their upper end.
-        for (; n >= kv.full_end; --n) {
-          fa3gen::wait_barrier(k_full[k.stage], k.parity);
-          fa3gen::named_sync(turn_barrier(consumer), 256);
-          fa3gen::pin(tOrO);
-          fa3gen::pin(tOrP);
-          fa3gen::pin(tSrS);
-          fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
-          fa3gen::wgmma_commit();
-          fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
-          fa3gen::wgmma_commit();
-          fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
-          fa3gen::wgmma_wait<1>();
-          fa3gen::pin(tSrS);
-          fa3gen::arrive_each_warp(k_empty[k.stage]);
-          k.advance();
-          fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-          fa3gen::shift<0, 6>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 6>(scores);
-          fa3gen::shift<6, 24>(scores, rows, params.scale_log2);
-          fa3gen::wgmma_wait<0>();
-          fa3gen::pin(tOrO);
-          fa3gen::arrive_each_warp(v_empty[v.stage]);
-          v.advance();
-          if (rows.grown) {
-            fa3gen::rescale(output, rows);
-          }
-          fa3gen::raise<6, 24>(scores);
-          fa3gen::add_sum(scores, rows);
-          fa3gen::convert<Element>(tSrS, tOrP);
-        }
-
-        // Tiles that every row keeps whole.
-        for (; n >= kv.full_begin; --n) {
-          fa3gen::wait_barrier(k_full[k.stage], k.parity);
-          fa3gen::named_sync(turn_barrier(consumer), 256);
-          fa3gen::pin(tOrO);
-          fa3gen::pin(tOrP);
-          fa3gen::pin(tSrS);
-          fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
-          fa3gen::wgmma_commit();
-          fa3gen::wait_barrier(v_full[v.stage], v.parity);
-          fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
-          fa3gen::wgmma_commit();
-          fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
-          fa3gen::wgmma_wait<1>();
-          fa3gen::pin(tSrS);
-          fa3gen::arrive_each_warp(k_empty[k.stage]);
-          k.advance();
-          fa3gen::shift<0, 6>(scores, rows, params.scale_log2);
-          fa3gen::raise<0, 6>(scores);
-          fa3gen::shift<6, 24>(scores, rows, params.scale_log2);
-          fa3gen::wgmma_wait<0>();
-          fa3gen::pin(tOrO);
-          fa3gen::arrive_each_warp(v_empty[v.stage]);
-          v.advance();
-          if (rows.grown) {
-            fa3gen::rescale(output, rows);
-          }
-          fa3gen::raise<6, 24>(scores);
-          fa3gen::add_sum(scores, rows);
-          fa3gen::convert<Element>(tSrS, tOrP);
-        }
-        fa3gen::arrive_each_warp(q_empty[q.stage]);
-        q.advance();
-
-        // What is owed to the last tile visited.
-        fa3gen::wait_barrier(v_full[v.stage], v.parity);
-        fa3gen::pin(tOrO);
-        fa3gen::pin(tOrP);
-        fa3gen::pin(tSrS);
-        fa3gen::wgmma_fence();
-        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
-        fa3gen::wgmma_commit();
+        fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+        fa3gen::raise<0, 8>(scores);
+        fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tOrO);
         fa3gen::arrive_each_warp(v_empty[v.stage]);
         v.advance();
+        if (rows.grown) {
+          fa3gen::rescale(output, rows);
+        }
+        fa3gen::raise<8, 32>(scores);
+        fa3gen::add_sum(scores, rows);
+        fa3gen::convert<Element>(tSrS, tOrP);
       }
+
+      // Tiles that every row keeps whole.
+      for (; n >= kv.full_begin; --n) {
+        fa3gen::wait_barrier(k_full[k.stage], k.parity);
+        fa3gen::named_sync(turn_barrier(consumer), 256);
+        fa3gen::pin(tOrO);
+        fa3gen::pin(tOrP);
+        fa3gen::pin(tSrS);
+        fa3gen::wgmma_fence();
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
+        fa3gen::wgmma_commit();
+        fa3gen::wait_barrier(v_full[v.stage], v.parity);
+        fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
+        fa3gen::wgmma_commit();
+        fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
+        fa3gen::wgmma_wait<1>();
+        fa3gen::pin(tSrS);
+        fa3gen::arrive_each_warp(k_empty[k.stage]);
+        k.advance();
+        fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+        fa3gen::raise<0, 8>(scores);
+        fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
+        fa3gen::wgmma_wait<0>();
+        fa3gen::pin(tOrO);
+        fa3gen::arrive_each_warp(v_empty[v.stage]);
+        v.advance();
+        if (rows.grown) {
+          fa3gen::rescale(output, rows);
+        }
+        fa3gen::raise<8, 32>(scores);
+        fa3gen::add_sum(scores, rows);
+        fa3gen::convert<Element>(tSrS, tOrP);
+      }
+      fa3gen::arrive_each_warp(q_empty[q.stage]);
+      q.advance();
+
+      // What is owed to the last tile visited.
+      fa3gen::wait_barrier(v_full[v.stage], v.parity);
+      fa3gen::pin(tOrO);
+      fa3gen::pin(tOrP);
+      fa3gen::pin(tSrS);
+      fa3gen::wgmma_fence();
+      fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
+      fa3gen::wgmma_commit();
+      fa3gen::wgmma_wait<0>();
+      fa3gen::pin(tOrO);
+      fa3gen::arrive_each_warp(v_empty[v.stage]);
+      v.advance();
 
       // O / row_sum, and the rows' log-sum-exp.
       fa3gen::normalize(output, rows, params.scale_log2, lse);
       fa3gen::store_lse(lse, params, tile, first_row(tile));
-      if (elected) {
-        fa3gen::tma_store_wait_read<0>();
-      }
-      fa3gen::named_sync(store_barrier(consumer), 128);
+      fa3gen::named_sync(done_barrier(consumer), 256);
 
       // O through shared memory, in the warpgroup's own rows.
       Tensor tOrO_rounded = make_tensor<uint32_t>(fa3gen::OperandLayout<kHeadDimV>{});
@@ -422,10 +424,10 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::tma_store<kChunksV, kBlockM, kChunk>(
             tma_o, sO + consumer * kRowsWG * kChunk, tile.m_block * kBlockM + consumer * kRowsWG, tile.head, tile.batch);
         fa3gen::tma_store_commit();
+        fa3gen::tma_store_wait_read<0>();
+        fa3gen::arrive_barrier(o_empty[o.stage]);
       }
-    }
-    if (elected) {
-      fa3gen::tma_store_wait_read<0>();
+      o.advance();
     }
   }
 }

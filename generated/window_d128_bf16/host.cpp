@@ -1,4 +1,4 @@
-// Host side of fa3gen::window_d128_bf16_5918cfda: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::window_d128_bf16_31b30364: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -28,7 +28,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::window_d128_bf16_5918cfda",
+    .name = "fa3gen::window_d128_bf16_31b30364",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -45,11 +45,11 @@ void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("window_d128_bf16_5918cfda(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
-  m.def("window_d128_bf16_5918cfda_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("window_d128_bf16_31b30364(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def("window_d128_bf16_31b30364_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("window_d128_bf16_5918cfda", TORCH_BOX(&forward));
-  m.impl("window_d128_bf16_5918cfda_out", TORCH_BOX(&forward_out));
+  m.impl("window_d128_bf16_31b30364", TORCH_BOX(&forward));
+  m.impl("window_d128_bf16_31b30364_out", TORCH_BOX(&forward_out));
 }

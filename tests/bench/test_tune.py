@@ -25,7 +25,7 @@ from fa3gen.spec import AttentionSpec, load_spec
 from fa3gen.spec.model import Maxima
 
 SPEC = AttentionSpec(head_dim=64, mask="causal", name="tuned")
-LENGTHS = [32, 64, 128]
+LENGTHS = [32, 64, 128, 160]
 
 
 # --- winners --------------------------------------------------------------------------------------
@@ -65,12 +65,17 @@ def test_a_class_ends_where_its_kernel_is_clearly_better() -> None:
 
 def test_limits_lie_between_lengths() -> None:
     times = {
-        1000: {DEFAULT: 1.0, "a": 0.5, "b": 0.9},
-        1024: {DEFAULT: 1.0, "a": 1.1, "b": 0.5},
-        1056: {DEFAULT: 0.5, "a": 1.1, "b": 1.0},
+        **dict.fromkeys((1000, 1001), {DEFAULT: 1.0, "a": 0.5, "b": 0.9}),
+        **dict.fromkeys((1024, 1025), {DEFAULT: 1.0, "a": 1.1, "b": 0.5}),
+        **dict.fromkeys((1056, 1057), {DEFAULT: 0.5, "a": 1.1, "b": 1.0}),
     }
     won = winners(times, DEFAULT)
-    assert won == [Winner("a", 1000), Winner("b", 1024), Winner(DEFAULT, None)]
+    assert won == [Winner("a", 1001), Winner("b", 1025), Winner(DEFAULT, None)]
+
+
+def test_a_class_has_two_lengths() -> None:
+    times = {s: {DEFAULT: 1.0, "a": 0.5 if s == 1000 else 1.1} for s in (512, 1000, 1024, 2048)}
+    assert winners(times, DEFAULT) == [Winner(DEFAULT, None)]
 
 
 def test_one_more_kernel_must_pay() -> None:
@@ -183,7 +188,7 @@ def test_a_run_that_was_cut_off_goes_on(folder: Path) -> None:
     assert [row["Sk"] for row in kept["rows"]] == [32, 64]
     timer = FakeTimer()
     results = run(folder, timer)
-    assert timer.rounds == 1
+    assert timer.rounds == len(LENGTHS) - 2
     assert [row["Sk"] for row in results["rows"]] == LENGTHS
     Op.calls = 0
     assert run(folder, timer)["rows"] == results["rows"]
@@ -250,7 +255,7 @@ def test_winners_go_into_the_table_and_into_plans(
     assert won[0].max_keys == 64
     (entry,) = tuned.read(table)
     assert (entry.head_dim, entry.mask, entry.gpu) == ((64, 64), "k - q <= 0", "H200")
-    assert entry.measured["speedup"] == {"32": 2.0, "64": 2.0, "128": 1.0}
+    assert entry.measured["speedup"] == {"32": 2.0, "64": 2.0, "128": 1.0, "160": 1.0}
     short, long = make_plan(SPEC, tables=(table,))
     assert (short.max_keys, long.max_keys) == (64, None)
     assert (short.tiling.ctas_per_sm, long.tiling.ctas_per_sm) == (2, 1)

@@ -164,12 +164,12 @@ def test_loops_that_no_program_has_map_to_the_nearest() -> None:
 
 
 def test_show_tells_interval_unit_and_speed() -> None:
-    schedule = make_schedule(load_spec("causal_d128_bf16"))
+    schedule = make_schedule(load_spec("full_d128_bf16"))
     shown = show_schedule(schedule)
     assert "overlap 2, ping-pong: from a stored solution" in shown
-    assert "predicted 949 TFLOP/s at 1.755 GHz on 132 SMs" in shown
-    assert "interval 2048 clk, 2 warpgroups, bound by tensor core" in shown
-    assert "tensor core 100 % busy" in shown
+    assert "predicted 934 TFLOP/s at 1.755 GHz on 132 SMs" in shown
+    assert "interval 2080 clk, 2 warpgroups, bound by one warpgroup's chain" in shown
+    assert "tensor core 98 % busy" in shown
 
 
 def test_show_as_json() -> None:
@@ -179,7 +179,7 @@ def test_show_as_json() -> None:
     modulo = shown["modulo"]
     assert shown["origin"] == "a stored solution"
     assert modulo["binding_unit"] == "one warpgroup's chain"
-    assert modulo["interval"] == pytest.approx(2056)
-    assert modulo["tensor_utilisation"] == pytest.approx(1536 / 2056)
-    assert modulo["predicted_tflops"] == pytest.approx(708.9, abs=0.1)
+    assert modulo["interval"] == pytest.approx(1824)
+    assert modulo["tensor_utilisation"] == pytest.approx(1536 / 1824)
+    assert modulo["predicted_tflops"] == pytest.approx(799.1, abs=0.1)
     assert modulo["turns"]["binding"] is True
