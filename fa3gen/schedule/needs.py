@@ -8,7 +8,7 @@ import sympy
 
 from fa3gen.dtypes import DType
 from fa3gen.schedule.arch import HOPPER, Arch
-from fa3gen.schedule.ranges import KeyBounds
+from fa3gen.schedule.ranges import KeyBounds, key_bounds
 from fa3gen.schedule.schedule import Persistence, Tiling
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.model import Maxima, OStaging
@@ -48,6 +48,7 @@ _NO_PLACE = (
     "O cannot be staged there: over Q it needs head dims with v <= qk; over V a producer, overlap "
     "1 or 2, and stages that together have as many keys as the tile has rows"
 )
+_REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
@@ -112,16 +113,28 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     extra += _STAGING_REGISTERS if setting.p_shared else 0
     extra += 0 if setting.specialized else _LOADING_REGISTERS
     rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
-    replaces_s = setting.overlap == 1  # as scores turn into P, for none are in flight beside it
+    guesses = setting.maxima is Maxima.SPECULATIVE
+    extra += _redo_registers(spec, block_n) if guesses else 0
+    p = block_n // rows_per_register * spec.dtype.bytes // 4
+    if setting.overlap == 1:  # as scores turn into it, for no others are in flight
+        p = p // 2 if guesses else 0
     return {
         "S": block_n // rows_per_register * setting.score_tiles,
-        "P": 0
-        if setting.p_shared or replaces_s
-        else block_n // rows_per_register * spec.dtype.bytes // 4,
+        "P": 0 if setting.p_shared else p,
         "O": product_dim(spec.head_dim.v) // rows_per_register,
         "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
         "working": _WORKING_REGISTERS + extra,
     }
+
+
+def _redo_registers(spec: AttentionSpec, block_n: int) -> int:
+    """Registers more where scores may be computed again, beside O and in what P leaves free."""
+    qk, o = product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v) // 2
+    more = 4 if qk & (qk - 1) else 0
+    more += block_n // 32 if key_bounds(spec.mask_expr).masks_left else 0
+    more += 4 if block_n < 32 else 0
+    more += max(qk - 128, 0) // 16
+    return more + (16 if o > _REDO_O and block_n < _REDO_KEYS else 0)
 
 
 def _divides(mask: sympy.Basic) -> bool:

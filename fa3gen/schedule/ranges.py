@@ -14,6 +14,7 @@ wrong.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import sympy
@@ -83,6 +84,7 @@ class TileRange:
         return self if self.tiles else TileRange(tile, tile, tile, tile + 1)
 
 
+@functools.cache
 def key_bounds(keep: sympy.Basic) -> KeyBounds:
     """The key bounds that follow from a mask expression in q, k, row and the lengths."""
     kept = kept_keys(keep)

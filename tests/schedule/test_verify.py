@@ -107,7 +107,7 @@ def test_three_work_tiles_in_one_run() -> None:
 _COMPLAINTS = [
     # program, fault, the instruction blamed, the hazard
     (CAUSAL, r"Arrive K_empty K deleted", "", r"deadlock: producer at Wait K_empty.*consumer 0 at"),
-    (CAUSAL, r"with bytes=32752", "", r"deadlock: .*consumer 0 at Wait K_full"),
+    (FULL, r"with bytes=32752", "", r"deadlock: .*consumer 0 at Wait K_full"),
     (CAUSAL, r"Wait K_full K deleted", "Gemm QK S", r"reads bytes before the load has landed: pro"),
     (FULL, r"Wait Q_full Q deleted", "Gemm QK S", r"reads bytes before the load has landed: produ"),
     (
