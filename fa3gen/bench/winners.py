@@ -33,8 +33,9 @@ def winners(times: Times, default: str) -> list[Winner]:
     """The plan of the least geometric mean, of those nowhere slower than ``default``.
 
     A class has another kernel than ``default`` only where that is better by more than noise, and a
-    plan more kernels only where each brings half a percent or more. Two classes of lengths meet at the
-    geometric mean of the lengths beside. ``times`` has every kernel at every length.
+    plan more kernels only where each brings half a percent or more; a class has two lengths or
+    more. Two classes meet at the geometric mean of the lengths beside. ``times`` has every kernel
+    at every length.
     """
     lengths = sorted(times)
     best = min(_plans(times, lengths, default, 1), key=lambda plan: _mean(times, plan))

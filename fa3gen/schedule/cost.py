@@ -10,11 +10,11 @@ Per KV tile and consumer warpgroup (64 rows, N keys; rates measured on an H200):
 
 The constants are fitted to measured tiles (benchmarks/NOTES.md) at five lengths each: to 40 of head
 dims 64, 128, 256 where O is rescaled in each step; to 47 of head dims 96 to 256 where it is
-rescaled lazily, which hides most of the softmax but for its latency. Those of speculative maxima are
-the lazy ones: fitted anew to 99 measured kernels they picked no better tiles. Relative to one another the
+rescaled lazily, which hides most of the softmax but for its latency. Relative to one another the
 estimates of a head dim's tiles are good to 5 %, and to 2 % (root mean square). The latter's terms
 for O over Q, odd keys and three warpgroups were then moved within the fit's error, so that the best
-tile measured comes first; it does, but for head dims 192/128.
+tile measured comes first; it does, but for head dims 192/128. Kernels with speculative maxima have
+the lazy ones' constants: a fit to 99 of them picked no better tiles.
 
 With W warpgroups taking turns, a step takes at least W times the products; one warpgroup's own
 chain, S = Q K^T, softmax and, without overlap, O += P V; and what the special-function unit and the

@@ -25,10 +25,10 @@ lazy latencies add to what ``cost.py`` fits to 47 tiles (587 cycles a step, with
 the turn); the masks are the fitted ones there. The model is 5 to 10 % below the measured steps:
 where the chain of a warpgroup and the tensor core are loaded alike, they get in each other's way.
 
-Speculative maxima leave one run of exponentials, each with its scale, sum and half a conversion: 224
-instructions a step, and the vote. At d 64, 192x128, stall samples have 1,580 cycles of them in a step
-of 2,236, in which three warpgroups want the special-function unit (69 % of the time, as they do the
-tensor core); at d 128 a step takes 2,105. ``SPECULATIVE`` lies between the two, 18 cycles an element.
+Speculative maxima leave one run of exponentials, each with its scale, sum and half a conversion:
+224 instructions a step, and the vote. At d 64, 192x128, stall samples have 1,580 cycles of them in
+a step of 2,236, in which three warpgroups keep the special-function unit busy 70 % of the time; at
+d 128 a step takes 2,105. ``SPECULATIVE`` lies between the two, 18 cycles an element.
 
 Code that holds two tiles of scores is slower by far, for ptxas cannot pack their blocks: 1.3 to 1.6
 times at d 64 (128x96 and 128x112, full and causal), 2.9 times at d 128 (128x80), overlap 3 all. The

@@ -65,9 +65,9 @@ def test_a_class_ends_where_its_kernel_is_clearly_better() -> None:
 
 def test_limits_lie_between_lengths() -> None:
     times = {
-        **dict.fromkeys((1000, 1001), {DEFAULT: 1.0, "a": 0.5, "b": 0.9}),
-        **dict.fromkeys((1024, 1025), {DEFAULT: 1.0, "a": 1.1, "b": 0.5}),
-        **dict.fromkeys((1056, 1057), {DEFAULT: 0.5, "a": 1.1, "b": 1.0}),
+        **{key: {DEFAULT: 1.0, "a": 0.5, "b": 0.9} for key in (1000, 1001)},
+        **{key: {DEFAULT: 1.0, "a": 1.1, "b": 0.5} for key in (1024, 1025)},
+        **{key: {DEFAULT: 0.5, "a": 1.1, "b": 1.0} for key in (1056, 1057)},
     }
     won = winners(times, DEFAULT)
     assert won == [Winner("a", 1001), Winner("b", 1025), Winner(DEFAULT, None)]

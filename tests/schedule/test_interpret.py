@@ -352,7 +352,7 @@ def test_registers_never_written_are_nan(maxima: str, kind: CalcKind) -> None:
     assert bool(out.isnan().all())
 
 
-# --- lazy and speculative maxima ----------------------------------------------------------------------------------
+# --- lazy and speculative maxima ------------------------------------------------------------------
 
 
 LAX = pytest.mark.parametrize("maxima", ["lazy", "speculative"])
