@@ -72,7 +72,7 @@ def scheduled(seed: int) -> Schedule | None:
 
 
 def test_most_draws_can_be_scheduled() -> None:
-    assert sum(scheduled(seed) is not None for seed in range(100)) > 60
+    assert sum(scheduled(seed) is not None for seed in range(100)) > 55
 
 
 @pytest.mark.parametrize("seed", range(40))
