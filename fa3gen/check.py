@@ -143,6 +143,10 @@ _LARGE = (
     Case(2, 4, 2, 513, 515, Layout.UNALIGNED),
     Case(2, 4, 2, 500, 1300, rising=60.0),
     Case(1, 4, 2, 1300, 1300, rising=2000.0),
+    Case(2, 8, 2, 700, 700, layout=Layout.PACKED, rising=60.0),
+    Case(2, 4, 2, 500, 1300, layout=Layout.TRANSPOSED, rising=2000.0),
+    Case(2, 4, 2, 300, 1300, layout=Layout.EXPANDED, rising=60.0),
+    Case(1, 4, 2, 300, 1300, layout=Layout.UNALIGNED, rising=60.0),
     # Every residue of one length meets a different one of the other.
     *(
         Case(2, 4, 2, 512 + r, 640 + _RESIDUES[(5 * i + 3) % len(_RESIDUES)])
@@ -261,10 +265,17 @@ def draw_inputs(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
+    def rise(q: Tensor, k: Tensor) -> None:
+        """Scores that rise from the last key to the first, with the scale 1 / sqrt(d)."""
+        keys = torch.arange(case.seqlen_k, 0, -1, device=device)[:, None] / case.seqlen_k
+        q[..., 0], k[..., 0] = d**0.5, case.rising * keys
+
     batch, heads, kv_heads = case.batch, case.heads, case.kv_heads
     if case.layout is Layout.PACKED and d == d_v and case.seqlen_q == case.seqlen_k:
         packed = draw(batch, case.seqlen_q, heads + 2 * kv_heads, d)
         q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=2)
+        if case.rising:
+            rise(q, k)
         return q, k, v
     shapes = (
         (batch, case.seqlen_q, heads, d),
@@ -275,15 +286,14 @@ def draw_inputs(
         q, k, v = (draw(b, h, s, dim).transpose(1, 2) for b, s, h, dim in shapes)
     elif case.layout is Layout.EXPANDED:
         q = draw(*shapes[0])
-        k, v = (draw(1, *shape[1:]).expand(shape) for shape in shapes[1:])
+        k, v = (draw(1, *shape[1:]) for shape in shapes[1:])
     elif case.layout is Layout.UNALIGNED:
         q, k, v = (draw(math.prod(shape) + 1)[1:].view(shape) for shape in shapes)
     else:
         q, k, v = (draw(*shape) for shape in shapes)
-    if case.rising:  # with the scale 1 / sqrt(d)
-        keys = torch.arange(case.seqlen_k, 0, -1, device=device)[:, None] / case.seqlen_k
-        q[..., 0], k[..., 0] = d**0.5, case.rising * keys
-    return q, k, v
+    if case.rising:
+        rise(q, k)
+    return q, k.expand(shapes[1]), v.expand(shapes[2])
 
 
 def _call(

@@ -40,6 +40,15 @@ def test_every_operation_runs_as_often_as_its_scope_says() -> None:
         assert sorted(s.tile or 0 for s in found.spans if s.op == op) == [0, 1, 2, 3, 4]
 
 
+def test_speculation_is_timed_as_exponentials_and_sums() -> None:
+    found = timeline(tiles=4, maxima="speculative")
+    for op in ("Exp", "RowSum"):
+        spans = [s.tile for s in found.spans if (s.role, s.op) == ("consumer 0", op)]
+        assert spans == [0, 1, 2, 3], op
+    maxima = [s.tile for s in found.spans if (s.role, s.op) == ("consumer 0", "RowMax")]
+    assert maxima == [0], "of the first tile alone"
+
+
 def test_a_unit_serves_one_operation_at_a_time() -> None:
     spans = timeline().spans
     for unit in Unit:

@@ -27,6 +27,7 @@ _FAMILIES: tuple[tuple[Mapping[str, Any], int], ...] = (
     ({"pingpong": False}, 1),
     ({"o_staging": "over_v"}, 2),
     ({"ctas_per_sm": 2, "overlap": 1, "warpgroups": 2}, 3),
+    ({"ctas_per_sm": 2, "overlap": 1, "warpgroups": 2, "persistent": "dynamic"}, 2),
     ({"ctas_per_sm": 2, "warpgroups": 1}, 3),
     ({"persistent": "dynamic"}, 1),
     ({"persistent": "static"}, 1),

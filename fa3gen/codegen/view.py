@@ -397,7 +397,7 @@ _ROWS = {
 _RESCALING = {
     Maxima.EXACT: "each step",
     Maxima.LAZY: "lazy, where exponents would pass 14",
-    Maxima.SPECULATIVE: "speculative: where sums of exponentials have passed 2^14",
+    Maxima.SPECULATIVE: "speculative: where sums of exponentials are too large",
 }
 _OVERLAP = {
     1: "none: QK, softmax and PV of a KV tile in sequence",

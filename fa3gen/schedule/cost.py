@@ -32,7 +32,7 @@ from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.ranges import KeyBounds, tile_range
 from fa3gen.spec.model import Maxima
 
-__all__ = ["Cost", "Rates", "estimate", "rates_of"]
+__all__ = ["Cost", "Rates", "estimate", "rates_of", "whole_share"]
 
 _LENGTHS = (1024, 2048, 4096, 8192, 16384)  # seqlen_q and seqlen_k that the choice is made for
 _SAMPLES = 12  # query tiles looked at for each length
@@ -146,6 +146,16 @@ class _Step:
         """Cycles of a step in the steady loop."""
         norm = float(sum(x**4 for x in self.limits(cycles).values()) ** 0.25)
         return norm * (1 + self.rates.trio) if self.warpgroups == 3 else norm
+
+
+def whole_share(bounds: KeyBounds, length: int = 4096, block: int = 128) -> float:
+    """The part of the KV tiles visited that need no mask, for square tiles and one length."""
+    visited = whole = 0
+    for first in range(0, length, block):
+        tiles = tile_range(bounds, first, first + block - 1, (length, length), block)
+        visited += tiles.tiles
+        whole += tiles.full_end - tiles.full_begin
+    return whole / max(visited, 1)
 
 
 def _cycles_per_row(step: _Step, bounds: KeyBounds, latency: float) -> float:

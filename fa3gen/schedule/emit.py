@@ -114,6 +114,7 @@ class Emitter:
     blocks: list[list[Node]] = field(default_factory=lambda: [[]])
     groups: list[_Group] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)  # touched, at the end of a turn of the last loop
     awaited: set[str] = field(default_factory=set)
     unconverged: set[str] = field(default_factory=set)  # such buffers, read since a named barrier
     computed: tuple[str, ...] = ()  # by the last computation beside the products in flight
@@ -157,15 +158,21 @@ class Emitter:
             self.append(IfTiles(tuple(block)))
 
     @contextmanager
-    def for_tiles(self, segment: Segment) -> Iterator[None]:
-        """A loop over the KV tiles of a segment; the scoreboard must come round to where it was."""
+    def for_tiles(self, segment: Segment, follows: bool = False) -> Iterator[None]:
+        """A loop over the KV tiles of a segment; the scoreboard must come round to where it was.
+        ``follows``: the loop before has had a turn, and ends each as this one begins."""
         before, unconverged = self.state, set(self.unconverged)
         repeats = segment not in (Segment.FIRST, Segment.REST, Segment.DRAIN)
-        if repeats:  # whatever an iteration touches, the next one finds touched
+        if follows:
+            self.touched = set(self.left)
+        elif repeats:  # whatever an iteration touches, the next one finds touched
             self._forget()
         with self._block() as block:
             yield
+        if follows and not self.touched <= self.left:
+            raise GraphError(f"the loop over {segment.value} ends otherwise than the one before")
         if repeats:
+            self.left = set(self.touched)
             unconverged |= self.unconverged  # the loop may have had no turn
             self._forget()
             self.unconverged = unconverged
@@ -309,6 +316,7 @@ class Emitter:
         keys: tuple[int, int] | None = None,
     ) -> None:
         """A register computation, after the products it needs have retired."""
+        # what it reads first: the stage of S's product is released while what it overwrites flies
         self._retire_for(list(reads))
         self._retire_for(list(writes))
         self.append(Calc(kind, reads, writes, skew, keys))

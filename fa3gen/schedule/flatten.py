@@ -62,7 +62,7 @@ def visits(program: Program, tiles: TileRange, segment: Segment) -> range:
     peeled, lag, turn = program.peeled, program.lag, program.unroll
     count = max(tiles.tiles, peeled)
     whole = count - (count - peeled) % turn
-    right_end = min(max(tiles.end - tiles.full_end + lag, peeled), whole)
+    right_end = min(max(tiles.end - tiles.full_end + lag, peeled, program.followed), whole)
     right_end += (peeled - right_end) % turn
     full_end = min(max(tiles.end - tiles.full_begin + lag, right_end), whole)
     full_end -= (full_end - peeled) % turn

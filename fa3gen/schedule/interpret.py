@@ -201,7 +201,8 @@ def _fp32(value: float) -> Tensor:
 
 _NAN = _fp32(math.nan)
 _LIMIT = 14.0  # exponents up to which a lazy maximum stays
-_LARGEST_SUM = 2.0**14  # of a thread's exponentials in a row that were right to speculate on
+# Of a thread's exponentials in a row, where it was right to speculate on them.
+_LARGEST_SUM = {torch.float16: 2.0**14, torch.bfloat16: 2.0**60}
 _LANES = 4  # of a warp that share a row, with two columns in each 8
 _WARP_ROWS = 16  # of a product, that vote together
 
@@ -354,7 +355,8 @@ class _Tensors:
         columns = s.expand(HOPPER.wgmma_rows, self.program.block_n).view(
             HOPPER.wgmma_rows, -1, _LANES, 2
         )
-        right = (columns.sum((1, 3)) < _LARGEST_SUM).view(-1, _WARP_ROWS * _LANES).all(-1)
+        limit = _LARGEST_SUM[self.call.dtype]
+        right = (columns.sum((1, 3)) < limit).view(-1, _WARP_ROWS * _LANES).all(-1)
         right = right.repeat_interleave(_WARP_ROWS)[:, None]
         work = self.work[place.work]
         q = self.call.load("Q", work, self._first_row(place))[: HOPPER.wgmma_rows]

@@ -163,6 +163,7 @@ def lower(schedule: Schedule) -> Program:
         peeled=schedule.depth,
         lag=schedule.lag,
         unroll=schedule.score_tiles,
+        followed=_followed(schedule),
         always=_always(schedule),
     )
 
@@ -367,6 +368,12 @@ def _always(schedule: Schedule) -> bool:
     return schedule.tiling.o_over == "V"
 
 
+def _followed(schedule: Schedule) -> int:
+    """Where nothing is peeled, speculation leaves a work tile's first KV tile to the loop that
+    follows its maxima: there are none yet to speculate on."""
+    return int(schedule.tiling.maxima is Maxima.SPECULATIVE and not schedule.depth)
+
+
 def _q_is_guarded(memory: MemoryPlan) -> bool:
     """Whether loads of Q wait for its release; else those of K before them wait long enough."""
     return any(barrier.name == "Q_empty" for barrier in memory.barriers)
@@ -384,8 +391,9 @@ def _kv_tiles(
                     _iteration(emit, schedule, _Part(range(index + 1), index, True), None)
 
     def loop(segment: Segment, masked: bool) -> None:
-        guesses = segment is Segment.FULL and schedule.tiling.maxima is Maxima.SPECULATIVE
-        with emit.for_tiles(segment):
+        full = segment is Segment.FULL
+        guesses = full and schedule.tiling.maxima is Maxima.SPECULATIVE
+        with emit.for_tiles(segment, follows=full and _followed(schedule) > 0):
             for t in range(depth, depth + count):
                 with emit.phase(t % count, count):
                     part = _Part(range(depth + 1), t, masked, guesses)

@@ -117,7 +117,7 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     extra += _redo_registers(spec, block_n) if guesses else 0
     p = block_n // rows_per_register * spec.dtype.bytes // 4
     if setting.overlap == 1:  # as scores turn into it, for no others are in flight
-        p = p // 2 if guesses else 0
+        p = p // 2 if guesses else 0  # half of it before scores are free, in builds tried
     return {
         "S": block_n // rows_per_register * setting.score_tiles,
         "P": 0 if setting.p_shared else p,
@@ -128,7 +128,8 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
 
 
 def _redo_registers(spec: AttentionSpec, block_n: int) -> int:
-    """Registers more where scores may be computed again, beside O and in what P leaves free."""
+    """Registers more where scores may be computed again: the least with which no build of a sweep
+    over head dims, masks, tiles and warpgroups spilled."""
     qk, o = product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v) // 2
     more = 4 if qk & (qk - 1) else 0
     more += block_n // 32 if key_bounds(spec.mask_expr).masks_left else 0

@@ -370,7 +370,9 @@ class CalcKind(enum.Enum):
 
     # with the maxima of the tiles before
     SPECULATE = "S = 2^((S - row_max) scale_log2), P = S in the operand type, tile_sum = rowsum S"
-    REDO = "row_sum += tile_sum; or, where that is too large, S, P, row_max, O, row_sum from Q K^T"
+    REDO = (
+        "row_sum += tile_sum; where that is too large S, P, row_max, alpha, O, row_sum from Q K^T"
+    )
 
     # with maxima that are followed lazily: shift grows only where exponents would grow too large
     CLEAR_SHIFTED = "O = 0, row_sum = 0, shift = 0 of no key yet"
@@ -593,6 +595,7 @@ class Program:
     peeled: int  # KV tiles before the loops, in a prologue: a work tile has none, or as many
     lag: int  # KV tiles that the softmax is behind the loop's tile
     unroll: int  # KV tiles of a turn of the consumers' loops
+    followed: int  # KV tiles of a loop that begin a work tile with the mask's code, needed or not
     always: bool  # every work tile visits a KV tile, one past the last key if it keeps none
 
     def buffer(self, name: str) -> Buffer:

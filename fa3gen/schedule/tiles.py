@@ -12,7 +12,7 @@ import itertools
 
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.schedule.arch import HOPPER
-from fa3gen.schedule.cost import estimate, rates_of
+from fa3gen.schedule.cost import estimate, rates_of, whole_share
 from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, product_dim
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
@@ -23,6 +23,7 @@ __all__ = ["choose_tiling"]
 
 _KEYS = range(16, 257, 16)  # of a KV tile
 _LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
+_MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is worth its code
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
@@ -124,19 +125,20 @@ def _persistence(spec: AttentionSpec, bounds: KeyBounds) -> Persistence:
 
 
 def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
-    """As asked; else speculative where there are tiles without a mask, and a Program; else lazy
-    where the products of a score outweigh its share of the softmax."""
+    """As asked; else speculative where enough KV tiles need no mask and there is a Program; else
+    lazy where the products of a score outweigh its share of the softmax."""
     knobs = spec.schedule
     if knobs.maxima is not None:
         return knobs.maxima
-    if bounds.exact and knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED:
+    able = bounds.exact and knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
+    if able and whole_share(bounds) > _MOSTLY:
         return Maxima.SPECULATIVE
     large = spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS
     return Maxima.LAZY if large else Maxima.EXACT
 
 
 def _check_speculative(spec: AttentionSpec, bounds: KeyBounds) -> None:
-    """Refuse what leaves speculation no tile, or no registers to repair one in."""
+    """Refuse what leaves speculation no tile that needs no mask, or has no Program with it."""
     if not bounds.exact:
         raise UnsupportedError(
             "schedule.maxima: speculative needs KV tiles that are known to be kept whole, and this "

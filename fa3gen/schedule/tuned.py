@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ __all__ = ["SHIPPED", "Entry", "TunedKernel", "find", "gpu_class", "read", "writ
 
 SHIPPED = Path(__file__).with_name("tuned.json")
 _DEFAULT_GPU = "H200"  # whose entries serve where the GPU is not known, or has none
-_FORMAT = 1
+_FORMAT = 2
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def gpu_class(name: str) -> str:
 
 
 def read(table: Path) -> tuple[Entry, ...]:
-    """The entries of a table; none if there is no such file. Raises InputError for another file."""
+    """The entries of a table; none if there is no such file, or only one of an earlier fa3gen,
+    whose knobs and measurements are not of these kernels. Raises InputError for another file."""
     try:
         text = table.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -108,6 +111,9 @@ def write(table: Path, entries: Iterable[Entry]) -> None:
 def _parsed(text: str, table: Path) -> tuple[Entry, ...]:
     try:
         record = json.loads(text)
+        if record["format"] in range(1, _FORMAT):
+            _log.warning("%s is of an earlier fa3gen and not used; tune again", table)
+            return ()
         if record["format"] != _FORMAT:
             raise ValueError(f"format must be {_FORMAT} (got {record['format']!r})")
         return tuple(_entry(entry) for entry in record["entries"])

@@ -148,7 +148,7 @@ class ScheduleKnobs(_Record):
     """the number of CTAs that share an SM, 1 or 2"""
     maxima: Maxima | None = None
     """exact, lazy or speculative: a row's maximum, by which O is scaled, is raised in each step; or
-    only where powers of two would pass 2^14, which is seen before they are taken, or after"""
+    only where powers of two would grow large, which is seen before they are taken, or after"""
 
     @model_validator(mode="after")
     def _warpgroups_agree(self) -> ScheduleKnobs:

@@ -10,7 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   speculative: where sums of exponentials have passed 2^14
+//   rescaling   speculative: where sums of exponentials are too large
 //   grid        a CTA claims its next work tile from a counter
 //   shared      139376 bytes
 //   registers   producer 32, consumers 160
@@ -39,6 +39,7 @@ constexpr int kBlockN = 128;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
+constexpr int kFollowed = 0;  // KV tiles at least whose maxima are followed
 constexpr bool kAlways = false;  // every work tile visits a KV tile
 constexpr int kConsumers = 3;
 constexpr int kThreads = 512;
@@ -136,7 +137,7 @@ CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   int const some_end = q_last + 1;
   int const every_begin = 0;
   int const every_end = q_first + 1;
-  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag, kAlways>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
+  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag, kFollowed, kAlways>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
 }
 }  // namespace
 
@@ -365,7 +366,7 @@ causal_d64_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
           fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
-          if (fa3gen::overshot(rows)) {
+          if (fa3gen::overshot<Element>(rows)) {
             fa3gen::recompute_scores<Element, 64>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
             fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);

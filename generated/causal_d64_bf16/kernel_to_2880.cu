@@ -12,7 +12,7 @@
 //   overlap     none: QK, softmax and PV of a KV tile in sequence
 //   P           in registers
 //   ping-pong   off
-//   rescaling   speculative: where sums of exponentials have passed 2^14
+//   rescaling   speculative: where sums of exponentials are too large
 //   grid        a CTA claims its next work tile from a counter
 //   shared      82032 bytes
 //   registers   producer 32, consumers 104
@@ -41,6 +41,7 @@ constexpr int kBlockN = 64;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 0;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
+constexpr int kFollowed = 1;  // KV tiles at least whose maxima are followed
 constexpr bool kAlways = false;  // every work tile visits a KV tile
 constexpr int kConsumers = 2;
 constexpr int kThreads = 384;
@@ -129,7 +130,7 @@ CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   int const some_end = q_last + 1;
   int const every_begin = 0;
   int const every_end = q_first + 1;
-  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag, kAlways>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
+  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag, kFollowed, kAlways>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
 }
 }  // namespace
 
@@ -302,10 +303,6 @@ causal_d64_bf16_forward_to_2880(__grid_constant__ CUtensorMap const tma_q,
         // Tiles that every row keeps whole.
         for (; n >= kv.full_begin; --n) {
           fa3gen::wait_barrier(k_full[k.stage], k.parity);
-          fa3gen::pin(tOrO);
-          fa3gen::pin(tOrP);
-          fa3gen::pin(tSrS);
-          fa3gen::wgmma_fence();
           fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wgmma_wait<0>();
@@ -313,7 +310,7 @@ causal_d64_bf16_forward_to_2880(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
           fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
-          if (fa3gen::overshot(rows)) {
+          if (fa3gen::overshot<Element>(rows)) {
             fa3gen::recompute_scores<Element, 64>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
             fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);

@@ -39,6 +39,7 @@ constexpr int kBlockN = 128;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
+constexpr int kFollowed = 0;  // KV tiles at least whose maxima are followed
 constexpr bool kAlways = true;  // every work tile visits a KV tile
 constexpr int kConsumers = 2;
 constexpr int kThreads = 384;
@@ -147,7 +148,7 @@ CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   int const some_end = q_last + 1;
   int const every_begin = 0;
   int const every_end = q_first + 1;
-  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag, kAlways>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
+  return fa3gen::kv_tiles<kBlockN, kPeeled, kLag, kFollowed, kAlways>(some_begin, every_begin, every_end, some_end, params.seqlen_k);
 }
 }  // namespace
 

@@ -297,8 +297,8 @@ def test_knobs_that_do_not_fit_are_left(tmp_path: Path) -> None:
     [
         "",
         "[]",
-        '{"format": 2, "entries": []}',
-        '{"format": 1, "entries": [{"head_dim": [64, 64]}]}',
+        '{"format": 3, "entries": []}',
+        '{"format": 2, "entries": [{"head_dim": [64, 64]}]}',
     ],
 )
 def test_other_files_are_no_tables(text: str, tmp_path: Path) -> None:

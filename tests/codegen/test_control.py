@@ -193,6 +193,7 @@ class Walk:
     lag: int
     consumer: int
     overshot: bool  # speculation
+    followed: int = 0
     names: dict[str, Any] = field(default_factory=dict)
     works: int = 0  # begun
 
@@ -241,7 +242,7 @@ class Walk:
             self.names["kv"] = SimpleNamespace(
                 begin=tiles.begin,
                 full_begin=late(tiles.full_begin),
-                full_end=late(tiles.full_end),
+                full_end=late(max(min(tiles.full_end, tiles.end - self.followed), tiles.begin)),
                 end=tiles.end,
             )
             self.names["n"] = tiles.end - 1
@@ -255,7 +256,8 @@ class Walk:
             "rows": SimpleNamespace(grown=True),
             "overshot": lambda rows: self.overshot,
         }
-        condition = condition.replace("&&", " and ").replace("fa3gen::", "")
+        condition = condition.replace("&&", " and ")
+        condition = condition.replace("fa3gen::overshot<Element>", "overshot")
         return bool(eval(condition, {**names, **self.names}))
 
     def _statement(self, text: str) -> Iterator[Happening]:
@@ -297,7 +299,7 @@ def test_the_text_does_what_the_program_says(name: str) -> None:
         for role in program.roles:
             for instance in range(role.instances):
                 overshot = instance == 0
-                walk = Walk(work, program.peeled, program.lag, instance, overshot)
+                walk = Walk(work, program.peeled, program.lag, instance, overshot, program.followed)
                 said = list(walk.run(parsed(role_text(kernel, role.name))))
                 events = flatten(program, role, instance, work)
                 happenings = [h for h in (meant(event, work) for event in events) if h is not None]

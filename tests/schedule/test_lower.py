@@ -14,7 +14,7 @@ from fa3gen.errors import GraphError, ScheduleError, UnsupportedError
 from fa3gen.schedule import make_plan, make_program, make_schedule
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter
-from fa3gen.schedule.flatten import Event, flatten
+from fa3gen.schedule.flatten import Event, flatten, visits
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.program import (
     BLOCKS,
@@ -253,7 +253,7 @@ def test_overlap_2_leaves_the_second_product_in_flight(name: str) -> None:
         assert waits == [WgmmaWait(1, ("S",)), WgmmaWait(0, ("O",), after=settles)]
         between = body[body.index(waits[0]) : body.index(waits[1])]
         kinds = [node.kind for node in between if isinstance(node, Calc)]
-        assert kinds[len(kinds) - len(first) :] == first
+        assert (kinds[-len(first) :] if first else kinds) == first
         after = [n.kind for n in body[body.index(waits[1]) :] if isinstance(n, Calc)]
         assert after == then
 
@@ -292,15 +292,28 @@ def test_maxima_are_speculated_on_where_a_program_can(dims: Any) -> None:
     """Else they are lazy at large head dims, where exponentials have the time."""
     large = dims != 64
     elsewhere = Maxima.LAZY if large else Maxima.EXACT
-    (plan,) = make_plan(AttentionSpec(head_dim=dims, mask="window(100, 0)"), tables=())
+    (plan,) = make_plan(AttentionSpec(head_dim=dims, mask="window(1000, 0)"), tables=())
     assert plan.tiling.maxima is Maxima.SPECULATIVE
-    dilated = AttentionSpec(head_dim=dims, mask="(q - k) % 2 == 0")
-    assert make_schedule(dilated).tiling.maxima is elsewhere
+    for mask in ("(q - k) % 2 == 0", "window(100, 0)", "chunk(100)"):  # mask nearly every tile
+        assert make_schedule(AttentionSpec(head_dim=dims, mask=mask)).tiling.maxima is elsewhere
     shared = AttentionSpec(head_dim=dims, schedule={"p_operand": "shared", "warpgroups": 2})
     assert make_schedule(shared).tiling.maxima is elsewhere
     for asked in Maxima:
         spec = AttentionSpec(head_dim=dims, schedule={"maxima": asked.value})
         assert make_schedule(spec).tiling.maxima is asked
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window(100, 20)"])
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_the_first_tile_is_not_speculated_on(overlap: int, mask: str) -> None:
+    """There are no maxima yet; where nothing is peeled, the loop with the mask's code takes it."""
+    knobs = {"overlap": overlap, "pingpong": False, "maxima": "speculative", "tile": {"n": 64}}
+    spec = AttentionSpec(head_dim=64, mask=mask, schedule=knobs)
+    made = make_program(spec)
+    assert made.followed == (overlap == 1)
+    for count, full in ((0, 0), (1, 1), (3, 3), (3, 1)):
+        tiles = TileRange(0, 0, full, count).at_least(made.peeled if count else 0)
+        assert 0 not in visits(made, tiles, Segment.FULL)
 
 
 @pytest.mark.parametrize("keys", [{"overlap": 3}, {"p_operand": "shared"}, {}])

@@ -14,7 +14,7 @@ struct GlobalTensor {
 };
 
 // Run-time values of a forward call. Tensors reach the kernel as TMA descriptors beside this; Q and K
-// once more, for the rare case that a warp reads them again by itself.
+// once more, for warps whose speculation on the row maxima has failed.
 struct ForwardParams {
   float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
   float scale_log2;     // softmax scale * log2(e)

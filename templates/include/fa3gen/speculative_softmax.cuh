@@ -2,9 +2,9 @@
 //
 // Any subtrahend gives the same O and LSE, as long as no power of 2 overflows and the largest do not
 // vanish. So in a tile whose keys are all kept, powers of 2 are taken over the row maxima of the tiles
-// before, and their sums tell afterwards whether that was right: it was, unless a score has exceeded
-// its row's maximum so far by about 14 (base 2). Then the warp reads its rows of Q and the tile's keys
-// again, from global memory, computes its scores by mma.sync, and follows their maxima.
+// before, and their sums tell afterwards whether that was right: it was, unless a thread's part of a
+// row sums up to more than kLargestSum. Then the warp reads its rows of Q and the tile's keys again, from
+// global memory, computes its scores by mma.sync, and follows their maxima: several times a step's work.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,11 @@
 
 namespace fa3gen {
 
-constexpr float kLargestSum = 16384.f;  // of a thread's columns in one row; finite in fp16 too
+// Of a thread's columns in one row: what P can hold, with room for the sums of it and of its products
+// with V in fp32. bf16 has fp32's range, so that scores may exceed the maxima followed by about 55 (base
+// 2), in fp16 by 9, before a tile is done again.
+template <class Element>
+constexpr float kLargestSum = std::is_same_v<Element, __half> ? 0x1p14f : 0x1p60f;
 
 struct SpeculativeRows : RowStatistics {
   float tile_sum[kRows];  // rowsum of the tile's powers of 2, this thread's columns only
@@ -55,8 +59,10 @@ __device__ __forceinline__ void speculate(Scores&& scores, Operand& p, Speculati
 }
 
 // Whether some power of 2 of the warp's rows is too large, or their row had no maximum.
+template <class Element>
 __device__ __forceinline__ bool overshot(SpeculativeRows const& rows) {
-  bool const right = rows.tile_sum[0] < kLargestSum && rows.tile_sum[1] < kLargestSum;
+  bool const right =
+      rows.tile_sum[0] < kLargestSum<Element> && rows.tile_sum[1] < kLargestSum<Element>;
   return __any_sync(0xffffffff, !right);  // NaN is not right
 }
 

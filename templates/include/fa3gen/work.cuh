@@ -62,15 +62,17 @@ struct KvRange {
 
 // Key bounds to tiles: keys in [some_begin, some_end) are kept by some row of the query tile, keys in
 // [every_begin, every_end) by every row. Above fewer than kPeeled tiles stand others that no row keeps;
-// with the softmax of a tile kLag turns late, the turns that need no mask are as late. With kAlways a
-// query tile that keeps no key visits the tile past the last one.
-template <int kBlockN, int kPeeled, int kLag, bool kAlways>
+// with the softmax of a tile kLag turns late, the turns that need no mask are as late. The last kFollowed
+// tiles, which are visited first, are taken for masked. With kAlways a query tile that keeps no key visits
+// the tile past the last one.
+template <int kBlockN, int kPeeled, int kLag, int kFollowed, bool kAlways>
 __device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int every_end,
                                             int some_end, int seqlen_k) {
   auto const clamp = [](int x, int low, int high) { return max(low, min(x, high)); };
   int const end = (clamp(some_end, 0, seqlen_k) + kBlockN - 1) / kBlockN;
   int const begin = min(clamp(some_begin, 0, seqlen_k) / kBlockN, end);
-  int const full_end = clamp(clamp(every_end, 0, seqlen_k) / kBlockN, begin, end);
+  int const whole_end = clamp(every_end, 0, seqlen_k) / kBlockN;
+  int const full_end = clamp(kFollowed ? min(whole_end, end - kFollowed) : whole_end, begin, end);
   int const full_begin = clamp((max(every_begin, 0) + kBlockN - 1) / kBlockN, begin, full_end);
   if (kAlways && begin == end) {
     int const beyond = (max(seqlen_k, 1) + kBlockN - 1) / kBlockN;
