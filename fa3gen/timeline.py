@@ -46,6 +46,7 @@ from fa3gen.schedule.ranges import TileRange
 __all__ = ["Span", "Timeline", "simulate"]
 
 _CALCS = {
+    CalcKind.SCORE: "ScoreMod",
     CalcKind.MASK: "Mask",
     CalcKind.ROW_MAX: "RowMax",
     CalcKind.EXP: "Exp",

@@ -20,6 +20,7 @@ from fa3gen.ir.ops import (
     Rescale,
     RowMax,
     RowSum,
+    ScoreMod,
     Scope,
     Space,
     StoreLSE,
@@ -27,6 +28,7 @@ from fa3gen.ir.ops import (
     Tile,
     TileOp,
 )
+from fa3gen.ir.score import score_form
 from fa3gen.ir.verify import check_graph
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.symbols import k as K
@@ -39,8 +41,6 @@ def check_supported(spec: AttentionSpec) -> None:
     """Raise UnsupportedError for what a spec may say but the forward graph cannot express yet."""
     if spec.dtype not in (DType.BF16, DType.FP16):
         raise UnsupportedError(f"dtype: {spec.dtype.value} is not compiled yet; use bf16 or fp16")
-    if spec.score != "score":
-        raise UnsupportedError(f"score: only the plain score is compiled yet (got {spec.score!r})")
     if spec.inputs or spec.sink:
         raise UnsupportedError("inputs, sink: tensors beside q, k, v are not compiled yet")
     if tuple(spec.passes) != ("forward",):
@@ -70,11 +70,13 @@ def build_forward(spec: AttentionSpec, block_m: int, block_n: int) -> OpGraph:
     )
     keep = sympy.And(spec.mask_expr, sympy.Lt(K, SEQLEN_K))
 
+    form = score_form(spec.score_expr)
     ops: tuple[TileOp, ...] = (
         LoadQ((q_global,), (q,)),
         LoadK((k_global,), (k,)),
         LoadV((v_global,), (v,)),
         GemmQK((q, k), (s,)),
+        *(() if form.plain else (ScoreMod((s,), (s,), form),)),
         Mask((s,), (s,), keep),
         RowMax((s, row_max), (row_max, alpha)),
         Rescale((o, alpha), (o,)),

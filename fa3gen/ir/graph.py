@@ -9,7 +9,8 @@ from typing import TypeVar
 import networkx as nx
 
 from fa3gen.errors import GraphError
-from fa3gen.ir.ops import TileOp
+from fa3gen.ir.ops import ScoreMod, TileOp
+from fa3gen.ir.score import ScoreForm
 
 __all__ = ["Dependence", "OpGraph"]
 
@@ -43,6 +44,11 @@ class OpGraph:
     def has(self, kind: type[TileOp]) -> bool:
         """Whether the graph holds an operation of a kind."""
         return any(isinstance(op, kind) for op in self.ops)
+
+    @property
+    def score(self) -> ScoreForm | None:
+        """The formula that scores go through; None where they are the product alone."""
+        return self.op(ScoreMod).form if self.has(ScoreMod) else None
 
     @cached_property
     def networkx(self) -> nx.MultiDiGraph[str]:

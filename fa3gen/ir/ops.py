@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
+from fa3gen.ir.score import ScoreForm
+from fa3gen.spec import symbols
 
 __all__ = [
     "ConvertP",
@@ -29,6 +31,7 @@ __all__ = [
     "RowMax",
     "RowSum",
     "Scope",
+    "ScoreMod",
     "Space",
     "StoreLSE",
     "StoreO",
@@ -159,6 +162,24 @@ class Mask(TileOp):
     """S = S where ``keep`` holds, -inf elsewhere; ``keep`` also bounds keys by seqlen_k."""
 
     keep: sympy.Basic = sympy.true
+
+
+@dataclass(frozen=True)
+class ScoreMod(TileOp):
+    """S = what a formula makes of S times the softmax scale, over the formula's factor."""
+
+    form: ScoreForm = ScoreForm(sympy.Integer(1), symbols.score)
+
+    @property
+    def unit(self) -> Unit:  # type: ignore[override]
+        return Unit.MUFU if self.form.special else Unit.FMA
+
+    @property
+    def cycles(self) -> int:
+        elements = self.writes[0].elements
+        if self.form.special:
+            return -(-elements * self.form.special // 16)
+        return -(-elements * max(self.form.arithmetic, 1) // 128)
 
 
 class RowMax(TileOp):

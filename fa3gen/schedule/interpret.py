@@ -139,8 +139,9 @@ class _Call:
         self.m_blocks = range(-(-self.seqlen_q // program.block_m))
         self.group = self.heads // max(heads_k, 1)  # query heads per KV head
         self.dim_v = v.shape[3]
-        self.scale = _fp32(scale)
-        self.scale_log2 = _fp32(scale * math.log2(math.e))
+        self.score_scale = _fp32(scale)
+        self.scale = _fp32(program.score.multiplier(scale))  # what the softmax multiplies by
+        self.scale_log2 = _fp32(program.score.multiplier(scale) * math.log2(math.e))
         nan = math.nan  # shows what the Program does not write
         self.out = q.new_full((self.batch, self.seqlen_q, self.heads, self.dim_v), nan)
         self.lse = q.new_full((self.batch, self.heads, self.seqlen_q), nan, dtype=torch.float32)
@@ -261,6 +262,8 @@ class _Tensors:
                 return {name: s}
             case CalcKind.ADD_SUM:
                 return {"row_sum": row_sum + s.sum(-1, keepdim=True)}
+            case CalcKind.SCORE:
+                return {name: self._formula(s, place)}
             case CalcKind.MASK:
                 return {name: torch.where(self._keep(place), s, -math.inf)}
             case CalcKind.ROW_MAX:
@@ -304,10 +307,23 @@ class _Tensors:
         return (place.range.end - 1 - place.tile) * self.program.block_n
 
     def _keep(self, place: Place) -> Tensor:
+        heads = self._heads(place)
+        return self.call.masks.tile(self._first_row(place), self._first_key(place), heads)
+
+    def _formula(self, s: Tensor, place: Place) -> Tensor:
+        """The score formula of a tile of products, over its factor, in fp32."""
+        form = self.program.score
+        if form.plain:
+            return s
+        heads = {symbol: _integer(value) for symbol, value in self._heads(place).items()}
+        at = self.call.masks.positions(self._first_row(place), self._first_key(place)) | heads
+        at[symbols.score] = s * self.call.score_scale
+        return evaluate(form.expr, at).float().expand(HOPPER.wgmma_rows, self.program.block_n)
+
+    def _heads(self, place: Place) -> dict[Any, int]:
         work = self.work[place.work]
         heads = {symbols.b: work.batch, symbols.h: work.head}
-        heads[symbols.hk] = work.head // self.call.group
-        return self.call.masks.tile(self._first_row(place), self._first_key(place), heads)
+        return heads | {symbols.hk: work.head // self.call.group}
 
     def _clear(self, subtrahend: str) -> dict[str, Tensor]:
         def full(cols: int, value: float) -> Tensor:
@@ -360,7 +376,7 @@ class _Tensors:
         right = right.repeat_interleave(_WARP_ROWS)[:, None]
         work = self.work[place.work]
         q = self.call.load("Q", work, self._first_row(place))[: HOPPER.wgmma_rows]
-        again = q @ self.load("K", place).T
+        again = self._formula(q @ self.load("K", place).T, place)
         newer = torch.maximum(row_max, again.amax(-1, keepdim=True))
         alpha = self._exp2_above(row_max, newer)
         again = self._exp2_above(again, newer)
@@ -415,10 +431,14 @@ class _Masks:
             self.known[key] = self._evaluate(first_row, first_key, heads)
         return self.known[key]
 
-    def _evaluate(self, first_row: int, first_key: int, heads: Mapping[Any, int]) -> Tensor:
+    def positions(self, first_row: int, first_key: int) -> dict[Any, Tensor]:
+        """The indices of one warpgroup's S, which broadcast to (rows, keys), and the lengths."""
         row = torch.arange(first_row, first_row + HOPPER.wgmma_rows, device="cpu")[:, None]
         k = torch.arange(first_key, first_key + self.block_n, device="cpu")[None, :]
-        values = {symbols.row: row, symbols.q: row + self.shift, symbols.k: k, **self.lengths}
+        return {symbols.row: row, symbols.q: row + self.shift, symbols.k: k, **self.lengths}
+
+    def _evaluate(self, first_row: int, first_key: int, heads: Mapping[Any, int]) -> Tensor:
+        values = self.positions(first_row, first_key)
         values |= {symbol: _integer(value) for symbol, value in heads.items()}
         return evaluate(self.keep, values).expand(HOPPER.wgmma_rows, self.block_n)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from fa3gen.errors import GraphError
 from fa3gen.ir.ops import GemmPV, GemmQK, Mask
+from fa3gen.ir.score import score_form
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Prefetch, Turn
 from fa3gen.schedule.memory import releases_q_early
@@ -87,6 +88,7 @@ class _Step:
 
 
 _CALCS: dict[str, tuple[_Step, ...]] = {
+    "ScoreMod": (_Step(CalcKind.SCORE, ("{S}",), ("{S}",)),),
     "Mask": (_Step(CalcKind.MASK, ("{S}",), ("{S}",)),),
     "RowMax": (_Step(CalcKind.ROW_MAX, ("{S}", "row_max"), ("row_max", "alpha")),),
     "Exp": (_Step(CalcKind.EXP, ("{S}", "row_max"), ("{S}",)),),
@@ -113,6 +115,7 @@ _MAXIMA = {Maxima.EXACT: _CALCS, Maxima.LAZY: _LAZY_CALCS, Maxima.SPECULATIVE: _
 
 _GUESS = ("{S}", "P", "tile_sum")
 _FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where maxima are guessed
+    "ScoreMod": _CALCS["ScoreMod"],
     "Exp": (_Step(CalcKind.SPECULATE, ("{S}", "row_max"), _GUESS),),
     "ConvertP": (
         _Step(
@@ -156,6 +159,7 @@ def lower(schedule: Schedule) -> Program:
         block_m=tiling.block_m,
         block_n=tiling.block_n,
         dtype=schedule.spec.dtype,
+        score=score_form(schedule.spec.score_expr),
         keep=schedule.graph.op(Mask).keep,
         threads=schedule.threads,
         ctas_per_sm=tiling.ctas_per_sm,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
+from fa3gen.ir.score import ScoreForm
 
 __all__ = [
     "BLOCKS",
@@ -360,6 +361,7 @@ class CalcKind(enum.Enum):
     """Register computations of one warpgroup."""
 
     CLEAR = "O = 0, row_max = -inf, row_sum = 0"
+    SCORE = "S = the formula of S scale, over its factor"
     MASK = "S = S where kept, else -inf"
     ROW_MAX = "row_max' = max(row_max, rowmax S); alpha = 2^((row_max - row_max') scale_log2)"
     EXP = "S = 2^((S - row_max) scale_log2)"
@@ -588,6 +590,7 @@ class Program:
     block_m: int
     block_n: int
     dtype: DType
+    score: ScoreForm
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int
     ctas_per_sm: int

@@ -12,7 +12,18 @@ from dataclasses import asdict, dataclass
 
 from fa3gen.errors import ScheduleError
 from fa3gen.ir.graph import OpGraph
-from fa3gen.ir.ops import ConvertP, Exp, GemmPV, GemmQK, LoadK, LoadV, Mask, Rescale, RowMax
+from fa3gen.ir.ops import (
+    ConvertP,
+    Exp,
+    GemmPV,
+    GemmQK,
+    LoadK,
+    LoadV,
+    Mask,
+    Rescale,
+    RowMax,
+    ScoreMod,
+)
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.rates import LoopRates, Work
 
@@ -213,7 +224,7 @@ def _parts(graph: OpGraph, rates: LoopRates, masked: bool, percent: int) -> list
     """The softmax of a warpgroup, the exponentials in two parts; ``percent`` of its time where two
     tiles of scores live."""
     warpgroups = graph.op(GemmQK).writes[0].rows // HOPPER.wgmma_rows
-    works: list[tuple[type[Mask | RowMax | Rescale | Exp | ConvertP], Work, int]] = [
+    works: list[tuple[type[ScoreMod | Mask | RowMax | Rescale | Exp | ConvertP], Work, int]] = [
         (RowMax, rates.row_max, 1),
         (Rescale, rates.rescale, 1),
         (Exp, rates.exp, 2),
@@ -221,11 +232,16 @@ def _parts(graph: OpGraph, rates: LoopRates, masked: bool, percent: int) -> list
     ]
     if masked:
         works.insert(0, (Mask, rates.mask, 1))
+    if form := graph.score:
+        arithmetic = float(form.arithmetic + form.special)
+        cycles = max(rates.exp.cycles * form.special, 1.6 * arithmetic)
+        works.insert(0, (ScoreMod, Work(cycles, arithmetic), 1))
     found = []
     for kind, work, parts in works:
         op = graph.op(kind)
         count = op.reads[0].elements / (HOPPER.warpgroup * warpgroups * parts)  # a thread's
-        mufu = _MUFU[warpgroups > 1] * count if kind is Exp else 0.0
+        special = {Exp: 1, ScoreMod: graph.score.special if graph.score else 0}.get(kind, 0)
+        mufu = _MUFU[warpgroups > 1] * count * special
         demand = (round(mufu), round(work.alu * count), round(work.issue * count))
         own = max(work.cycles * count, mufu, 1.0)
         slowed = units(own * percent / 100)
@@ -246,9 +262,11 @@ def _edges(graph: OpGraph, masked: bool) -> list[tuple[str, str, int]]:
     """Dependences between a consumer's operations; scores bypass a mask that is not run. Sum and
     conversion, which accompany the exponentials, are not among the targets."""
     timed = {"GemmQK", "RowMax", "Rescale", "Exp", "GemmPV"} | ({"Mask"} if masked else set())
+    timed |= {"ScoreMod"} if graph.score else set()
     found = set()
     for edge in graph.dependences:
-        source = edge.source if edge.source != "Mask" or masked else "GemmQK"
+        before_mask = "ScoreMod" if graph.score else "GemmQK"
+        source = edge.source if edge.source != "Mask" or masked else before_mask
         if source in timed | {"ConvertP"} and edge.target in timed:
             found.add((source, edge.target, edge.distance))
     return sorted(found)

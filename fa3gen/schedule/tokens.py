@@ -23,6 +23,7 @@ class _Token:
     work: int
     tile: int = 0
     scaled: int = 0
+    scored: bool = False  # S has gone through the formula, and the mask
     masked: bool = False
     shifted: int = 0  # keys of S from which the shift is subtracted, and those raised to 2^S
     raised: int = 0
@@ -38,8 +39,8 @@ class Tokens:
     shift and of alpha as their tile, that of the row sum as what it is scaled to.
     """
 
-    def __init__(self, block_n: int) -> None:
-        self.block_n = block_n
+    def __init__(self, block_n: int, formula: bool = False) -> None:
+        self.block_n, self.formula = block_n, formula
         self.stored: dict[tuple[str, int, int], int] = {}
 
     def poison(self) -> Any:
@@ -60,7 +61,7 @@ class Tokens:
         if gemm.kind is GemmKind.QK:
             _demand(a, "Q", place)
             _demand(b, "K", place, tile=place.tile)
-            return _Token("S", place.work, place.tile)
+            return _Token("S", place.work, place.tile, scored=not self.formula)
         _demand(a, "P", place, tile=place.tile)
         _demand(b, "V", place, tile=place.tile)
         _demand(accumulator, "O", place, tile=place.tile)
@@ -103,10 +104,18 @@ class Tokens:
                     "row_max": _Token("row_max", work),
                     "row_sum": _Token("row_sum", work),
                 }
+            case CalcKind.SCORE:
+                (name, s) = _score(registers)
+                s = _demand(s, "S", place, tile=place.tile)
+                if s.scored:
+                    raise VerificationError("takes the formula of scores that have gone through it")
+                return {name: replace(s, scored=True)}
             case CalcKind.MASK:
                 (name, s) = _score(registers)
                 s = _demand(s, "S", place, tile=place.tile)
-                return {name: _Token("S", work, s.tile, masked=True)}
+                if not s.scored:
+                    raise VerificationError("masks scores before their formula, which may undo it")
+                return {name: replace(s, masked=True)}
             case CalcKind.ROW_MAX:
                 s = _demand(_score(registers)[1], "S", place, tile=place.tile)
                 _check_masked(s, place)
@@ -280,7 +289,9 @@ def _rescaled(o: Any, tiles: int, place: Place) -> _Token:
 
 
 def _check_masked(s: _Token, place: Place) -> None:
-    """A tile outside the full ones must have been masked."""
+    """Scores must have gone through their formula, and outside the full tiles been masked."""
+    if not s.scored:
+        raise VerificationError("the scores have not gone through their formula")
     index = place.range.end - 1 - s.tile
     if not s.masked and not place.range.full_begin <= index < place.range.full_end:
         raise VerificationError(f"KV tile {index} needs the mask and has none")
