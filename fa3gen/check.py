@@ -25,7 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fa3gen.runtime.reference import ErrorReport, IndexMask, check_error, reference_mask
+from fa3gen.runtime.reference import (
+    ErrorReport,
+    IndexMask,
+    check_error,
+    reference_mask,
+    reference_score,
+)
+from fa3gen.runtime.scores import ScoreFunction
 
 __all__ = [
     "Case",
@@ -194,13 +201,14 @@ def check(
     dtype: torch.dtype = torch.bfloat16,
     head_dims: tuple[int, int] = (128, 128),
     progress: Callable[[str], None] | None = None,
+    score_text: str = "score",
 ) -> list[CheckResult]:
     """Run ``op`` over a fixed set of cases and judge each by the error rule.
 
     ``op(q, k, v, *, scale, return_lse, out)`` takes (batch, seqlen, heads, dim) tensors of
-    ``dtype``; ``head_dims`` are those of q and k, and of v. ``mask_text`` picks the hand-written
-    mask. ``progress`` receives each case's name before it runs. Raises UnsupportedError for a mask
-    that nobody has written by hand.
+    ``dtype``; ``head_dims`` are those of q and k, and of v. ``mask_text`` and ``score_text`` pick
+    the hand-written mask and formula. ``progress`` receives each case's name before it runs. Raises
+    UnsupportedError for what nobody has written by hand.
     """
     calls = 3 if sizes == "large" else 1
     results = []
@@ -209,7 +217,14 @@ def check(
             progress(case.name)
         results.append(
             run_case(
-                op, mask_text, case, device=device, dtype=dtype, head_dims=head_dims, calls=calls
+                op,
+                mask_text,
+                case,
+                device=device,
+                dtype=dtype,
+                head_dims=head_dims,
+                calls=calls,
+                score_text=score_text,
             )
         )
     return results
@@ -224,21 +239,27 @@ def run_case(
     dtype: torch.dtype = torch.bfloat16,
     head_dims: tuple[int, int] = (128, 128),
     calls: int = 1,
+    score_text: str = "score",
 ) -> CheckResult:
     """Check one case: poisoned outputs, ``calls`` equal results, inputs left alone."""
-    keep = reference_mask(mask_text)
+    keep, modify = reference_mask(mask_text), reference_score(score_text)
     try:
         # A GPU fault spoils every later call, so that drawing the next case's inputs raises too.
         inputs = draw_inputs(case, device=device, dtype=dtype, head_dims=head_dims)
-        return _judge(op, keep, case, inputs, calls)
+        return _judge(op, (keep, modify), case, inputs, calls)
     except Exception as error:  # the verdict names it: one bad case must not hide the others
         return CheckResult(case, None, (f"raised {type(error).__name__}: {error}",))
 
 
 def _judge(
-    op: Op, keep: IndexMask, case: Case, inputs: tuple[Tensor, Tensor, Tensor], calls: int
+    op: Op,
+    what: tuple[IndexMask, ScoreFunction | None],
+    case: Case,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    calls: int,
 ) -> CheckResult:
     q, k, v = inputs
+    keep, modify = what
     before = [x.clone() for x in inputs]
     out, lse, problems = _call(op, q, k, v, case.scale)
     for _ in range(calls - 1):
@@ -248,7 +269,7 @@ def _judge(
             break
     if not all(_same(x, y) for x, y in zip(inputs, before, strict=True)):
         problems.append("an input was changed")
-    report = check_error(out, lse, q, k, v, keep, case.scale)
+    report = check_error(out, lse, q, k, v, keep, case.scale, modify)
     return CheckResult(case, report, (*report.problems, *problems))
 
 
@@ -379,6 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fa3gen.check", description=__doc__)
     parser.add_argument("--artifact", required=True, type=Path, help="folder from fa3gen build")
     parser.add_argument("--mask", required=True, help="mask text of the spec, such as causal")
+    parser.add_argument("--score", default="score", help="score text, as 50 * tanh(score / 50)")
     parser.add_argument("--sizes", choices=("small", "large"), default="large")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path, help="write the results here")
@@ -394,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes=options.sizes,
         dtype=getattr(torch, artifact.dtype.torch_name),
         head_dims=(artifact.head_dim_qk, artifact.head_dim_v),
+        score_text=options.score,
     )
     render_table(results)
     if options.json:

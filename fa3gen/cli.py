@@ -174,6 +174,7 @@ def check(
             dtype=getattr(torch, loaded.dtype.torch_name),
             head_dims=(loaded.head_dim.qk, loaded.head_dim.v),
             progress=progress,
+            score_text=loaded.score,
         )
     if as_json:
         _print_json([result.to_json() for result in results])
@@ -197,10 +198,12 @@ def bench(
     from fa3gen.bench.problem import SpecFacts
     from fa3gen.bench.report import render
     from fa3gen.bench.run import run_bench
-    from fa3gen.errors import ToolchainError
+    from fa3gen.errors import ToolchainError, UnsupportedError
 
     peers, sizes = _peers(against), _numbers(lengths)
     loaded, op = _compiled(spec)
+    if loaded.score != "score":
+        raise UnsupportedError("bench: peers are called without a score formula; give a plain spec")
     if op.artifact is None:
         raise ToolchainError("bench: needs a Hopper GPU, and torch sees none; see `fa3gen doctor`")
     facts = SpecFacts(

@@ -59,6 +59,8 @@ class HostView:
 
     variant: VariantMeta = META
     kernels: tuple[LaunchView, ...] = (LaunchView(),)
+    score_factor: str = "1.0"
+    score_is_product: bool = True
 
 
 def render_host(view: HostView) -> str:

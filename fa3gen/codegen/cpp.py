@@ -1,4 +1,4 @@
-"""The expression printer: sympy integer expressions and masks as C++.
+"""The expression printer: sympy expressions and masks as C++.
 
 Everything is parenthesised by C++'s precedence alone, but for ``and`` in ``or`` and conditionals in
 one another. Integer division and remainder floor, as in Python, through ``fa3gen::floor_div`` and
@@ -13,9 +13,9 @@ import sympy
 
 from fa3gen.errors import RenderError
 from fa3gen.schedule.integers import summands
-from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
+from fa3gen.spec.symbols import INDICES, FloorDiv, FloorMod, Where
 
-__all__ = ["print_cpp"]
+__all__ = ["print_cpp", "print_cpp_real"]
 
 # C++ precedence, loosest first.
 _CONDITIONAL, _OR, _AND, _EQUAL, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(9)
@@ -127,3 +127,116 @@ def _product(expr: sympy.Mul, name: Callable[[str], str]) -> tuple[str, int]:
         text, precedence = _print(factor, name)
         parts.append(text if precedence > _PRODUCT else f"({text})")
     return " * ".join(parts), _PRODUCT
+
+
+# --- real expressions -----------------------------------------------------------------------------
+
+_UNARY_CALLS: dict[type[sympy.Basic], str] = {
+    sympy.tanh: "fa3gen::tanh_approx",
+    sympy.exp: "fa3gen::exp_approx",
+    sympy.log: "fa3gen::log_approx",
+    sympy.Abs: "fabsf",
+    sympy.floor: "floorf",
+}
+_INDICES = frozenset(INDICES.values())
+
+
+def print_cpp_real(expr: sympy.Basic, name: Callable[[str], str] = lambda symbol: symbol) -> str:
+    """C++ text of a formula in fp32. Parts of indices alone are integers as long as they can be,
+    so that differences of positions are exact; RenderError for what has no form."""
+    return _real(expr, name)[0]
+
+
+def _real(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
+    def at(part: sympy.Basic, least: int) -> str:
+        text, precedence = _real(part, name)
+        return text if precedence >= least else f"({text})"
+
+    if expr.is_Number:
+        return _literal(expr)
+    if expr.is_integer and expr.free_symbols <= _INDICES:
+        return f"float({_print(expr, name)[0]})", _ATOM
+    if isinstance(expr, sympy.Symbol):
+        return name(expr.name), _ATOM
+    if isinstance(expr, sympy.Add):
+        return _real_sum(expr, at), _SUM
+    if isinstance(expr, sympy.Mul):
+        return _real_product(expr, at)
+    if isinstance(expr, sympy.Pow):
+        return _real_power(expr, at)
+    if type(expr) in _UNARY_CALLS:
+        return f"{_UNARY_CALLS[type(expr)]}({at(expr.args[0], _CONDITIONAL)})", _ATOM
+    if isinstance(expr, (sympy.Min, sympy.Max)):
+        call = "fminf" if isinstance(expr, sympy.Min) else "fmaxf"
+        text, *others = sorted(at(part, _CONDITIONAL) for part in expr.args)
+        for other in others:
+            text = f"{call}({text}, {other})"
+        return text, _ATOM
+    if isinstance(expr, FloorMod):
+        dividend, divisor = (at(part, _CONDITIONAL) for part in expr.args)
+        return f"fa3gen::floor_mod({dividend}, {divisor})", _ATOM
+    if isinstance(expr, Where):
+        condition, yes, no = expr.args
+        return f"{_condition(condition, name)} ? {at(yes, _OR)} : {at(no, _OR)}", _CONDITIONAL
+    raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
+
+
+def _condition(expr: sympy.Basic, name: Callable[[str], str]) -> str:
+    """A condition of a choice: of indices exactly, of anything else in fp32."""
+    if expr.free_symbols <= _INDICES and not expr.has(sympy.Float):
+        return f"({_print(expr, name)[0]})"
+    if isinstance(expr, (sympy.And, sympy.Or)):
+        joiner = " && " if isinstance(expr, sympy.And) else " || "
+        return f"({joiner.join(sorted(_condition(part, name) for part in expr.args))})"
+    if type(expr) in _RELATIONS:
+        left, right = (_real(part, name) for part in expr.args)
+        return f"({left[0]} {_RELATIONS[type(expr)][0]} {right[0]})"
+    raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
+
+
+def _literal(number: sympy.Basic) -> tuple[str, int]:
+    if number in (sympy.oo, -sympy.oo):
+        return ("INFINITY", _ATOM) if number is sympy.oo else ("-INFINITY", _UNARY)
+    text = repr(float(number))
+    text = text if "." in text or "e" in text else f"{text}.0"
+    return f"{text}f", _UNARY if text.startswith("-") else _ATOM
+
+
+def _real_sum(expr: sympy.Add, at: Callable[[sympy.Basic, int], str]) -> str:
+    """Terms with their signs; those of indices alone together, under their common factor."""
+    indices = [term for term in expr.args if term.free_symbols and term.free_symbols <= _INDICES]
+    terms = [term for term in summands(expr) if term not in indices]
+    if indices:
+        terms.append(sympy.factor_terms(sympy.Add(*indices)))
+    if len(terms) == 1 and terms[0] == expr:
+        terms = list(expr.args)
+    text = ""
+    for term in terms:
+        negative = term.could_extract_minus_sign() and term is not -sympy.oo
+        part = at(-term if negative else term, _SUM + 1)
+        text += f" - {part}" if negative and text else f" + {part}" if text else part
+        text = f"-{text}" if negative and text == part else text
+    return text
+
+
+def _real_product(expr: sympy.Mul, at: Callable[[sympy.Basic, int], str]) -> tuple[str, int]:
+    """Factors; what is divided by comes last, in one quotient."""
+    over = [f for f in expr.args if f.is_Pow and f.exp.is_Rational and f.exp < 0]
+    factors = [at(f, _PRODUCT + 1) for f in expr.args if f not in over and f != -1]
+    below = [at(f.base**-f.exp, _PRODUCT + 1) for f in over]
+    text = " * ".join(factors) or "1.0f"
+    if below:
+        below_text = below[0] if len(below) == 1 else f"({' * '.join(below)})"
+        text = f"{text} / {below_text}"
+    return (f"-{text}", _UNARY) if -1 in expr.args else (text, _PRODUCT)
+
+
+def _real_power(expr: sympy.Pow, at: Callable[[sympy.Basic, int], str]) -> tuple[str, int]:
+    base, exponent = expr.args
+    if exponent == sympy.Rational(1, 2):
+        return f"sqrtf({at(base, _CONDITIONAL)})", _ATOM
+    if exponent.is_Integer and 0 < exponent <= 4:
+        return " * ".join([at(base, _PRODUCT + 1)] * int(exponent)), _PRODUCT
+    if exponent.is_Rational and exponent < 0:
+        return f"1.0f / {at(base**-exponent, _PRODUCT + 1)}", _PRODUCT
+    return f"powf({at(base, _CONDITIONAL)}, {at(exponent, _CONDITIONAL)})", _ATOM

@@ -18,6 +18,7 @@ from fa3gen import _version
 from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMeta
 from fa3gen.codegen.view import HostView, KernelView, LaunchView, kernel_view, launch_view
 from fa3gen.errors import RenderError
+from fa3gen.ir.score import ScoreForm
 from fa3gen.paths import TEMPLATES
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.program import (
@@ -64,11 +65,15 @@ def render(plan: Sequence[Schedule]) -> OpSource:
             _kernel(environment, variant, *made) for made in zip(plan, programs, views, strict=True)
         )
         host = environment.get_template("host/host.cpp.j2").render(
-            host=HostView(variant, tuple(views))
+            host=_host(variant, views, programs[0].score)
         )
     except jinja2.TemplateError as error:
         raise RenderError(f"{variant.name}: {error}") from error
     return OpSource(variant, kernels, _tidy(host))
+
+
+def _host(variant: VariantMeta, views: Sequence[LaunchView], form: ScoreForm) -> HostView:
+    return HostView(variant, tuple(views), repr(float(form.factor)), form.plain)
 
 
 def _kernel(

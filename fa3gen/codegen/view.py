@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from fa3gen.codegen.cpp import print_cpp
+from fa3gen.codegen.cpp import print_cpp, print_cpp_real
 from fa3gen.codegen.source import KernelMeta, VariantMeta
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import product_dim
@@ -17,6 +17,8 @@ from fa3gen.schedule.program import (
     Advance,
     Barrier,
     Buffer,
+    Calc,
+    CalcKind,
     NamedBarrier,
     Node,
     Program,
@@ -90,6 +92,8 @@ class HostView:
 
     variant: VariantMeta
     kernels: tuple[LaunchView, ...]
+    score_factor: str
+    score_is_product: bool
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,16 @@ class MaskView:
 
 
 @dataclass(frozen=True)
+class ScoreView:
+    """How products become scores: by a formula, or they are."""
+
+    template: str  # of the formula's function
+    headers: tuple[str, ...]
+    expr: str = ""
+    factor: str = ""
+
+
+@dataclass(frozen=True)
 class KernelView:
     """The device translation unit."""
 
@@ -160,6 +174,7 @@ class KernelView:
     wgmma_rows: int
     shared_limit: int  # bytes that a CTA may use
     bounds: BoundsView
+    score: ScoreView
     mask: MaskView
     turns: dict[str, str]  # by segment, while there is another turn of its loop
     banner: tuple[str, ...]
@@ -179,6 +194,11 @@ class KernelView:
         """The columns of a thread, 2 in each block of 8 keys, as template arguments."""
         lanes = 4  # share a row
         return f"{keys[0] // lanes}, {keys[1] // lanes}"
+
+    def scored_again(self, op: Calc) -> tuple[Node, ...]:
+        """What makes scores of products that were computed again; nothing if they are scores."""
+        scores = op.reads[:1]
+        return () if self.program.score.plain else (Calc(CalcKind.SCORE, scores, scores, op.skew),)
 
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
@@ -236,6 +256,7 @@ def kernel_view(
             every_end,
             bound(bounds.some_end, "params.seqlen_k"),
         ),
+        score=_score(program),
         mask=_mask(schedule, program),
         turns=_turns(program.unroll),
         banner=_banner(schedule, program),
@@ -326,6 +347,14 @@ def _rings(program: Program, role: Role) -> tuple[RingView, ...]:
 def _runtime_name(symbol: str) -> str:
     """Lengths are kernel parameters; everything else is a local of the same name."""
     return f"params.{symbol}" if symbol in ("seqlen_q", "seqlen_k") else symbol
+
+
+def _score(program: Program) -> ScoreView:
+    form = program.score
+    if form.plain:
+        return ScoreView("forward/score_product.j2", ())
+    expr = print_cpp_real(form.expr, _runtime_name)
+    return ScoreView("forward/score_formula.j2", ("score.cuh",), expr, str(form.factor))
 
 
 def _mask(schedule: Schedule, program: Program) -> MaskView:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
-from fa3gen.ir.score import ScoreForm
-from fa3gen.spec import symbols
+from fa3gen.ir.score import PLAIN, ScoreForm
 
 __all__ = [
     "ConvertP",
@@ -168,7 +167,7 @@ class Mask(TileOp):
 class ScoreMod(TileOp):
     """S = what a formula makes of S times the softmax scale, over the formula's factor."""
 
-    form: ScoreForm = ScoreForm(sympy.Integer(1), symbols.score)
+    form: ScoreForm = PLAIN
 
     @property
     def unit(self) -> Unit:  # type: ignore[override]

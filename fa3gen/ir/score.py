@@ -15,9 +15,9 @@ import sympy
 
 from fa3gen.spec import symbols
 
-__all__ = ["ScoreForm", "score_form"]
+__all__ = ["PLAIN", "ScoreForm", "score_form"]
 
-_SPECIAL = (sympy.tanh, sympy.exp, sympy.log)  # one instruction of the special-function unit
+_SPECIAL = {sympy.tanh: 2, sympy.exp: 1, sympy.log: 1}  # instructions of the special-function unit
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ScoreForm:
     def special(self) -> int:
         """Instructions of the special-function unit an element."""
         parts = list(sympy.preorder_traversal(self.expr))
-        calls = sum(isinstance(part, _SPECIAL) for part in parts)
-        return calls + sum(part.is_Pow and not _is_power(part.exp) for part in parts)
+        calls = sum(_SPECIAL.get(part.func, 0) for part in parts)
+        return calls + sum(bool(part.is_Pow) and not _is_power(part.exp) for part in parts)
 
     @property
     def arithmetic(self) -> int:
@@ -47,6 +47,9 @@ class ScoreForm:
     def multiplier(self, scale: float) -> float:
         """What the softmax multiplies by, base e, for a softmax scale."""
         return float(self.factor) * (scale if self.plain else 1.0)
+
+
+PLAIN = ScoreForm(sympy.Integer(1), symbols.score)
 
 
 def score_form(expr: Any) -> ScoreForm:

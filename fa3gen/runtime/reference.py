@@ -23,6 +23,7 @@ from fa3gen.runtime.masks import (
     reference_mask,
     window_mask,
 )
+from fa3gen.runtime.scores import ScoreFunction, reference_score
 
 __all__ = [
     "ErrorReport",
@@ -36,6 +37,7 @@ __all__ = [
     "make_reference",
     "math_attention",
     "reference_mask",
+    "reference_score",
     "window_mask",
 ]
 
@@ -52,14 +54,16 @@ def attention_reference(
     keep: Keep = None,
     scale: float | None = None,
     dtype: torch.dtype = torch.float64,
+    modify: ScoreFunction | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, evaluated in ``dtype``.
 
     q (batch, seqlen_q, heads, d), k (batch, seqlen_k, kv_heads, d), v (batch, seqlen_k, kv_heads,
     d_v); ``heads`` is a multiple of ``kv_heads``. ``keep`` is None, booleans broadcastable to
     (batch, heads, seqlen_q, seqlen_k), or a function of :class:`Positions`. ``scale`` defaults to
-    d ** -0.5. Returns out (batch, seqlen_q, heads, d_v) and the natural-log LSE
-    (batch, heads, seqlen_q); a row that keeps no key gives zeros and -inf.
+    d ** -0.5; ``modify`` makes scores of the scaled products. Returns out (batch, seqlen_q, heads,
+    d_v) and the natural-log LSE (batch, heads, seqlen_q); a row that keeps no key gives zeros and
+    -inf.
     """
     batch, seqlen_q, heads, d = q.shape
     scale = d**-0.5 if scale is None else scale
@@ -67,6 +71,8 @@ def attention_reference(
     lse = torch.full((batch, heads, seqlen_q), -math.inf, dtype=dtype, device=q.device)
     for block in _blocks(q, k):
         s = block.query(q).to(dtype) @ block.keys(k).to(dtype).mT * scale
+        if modify is not None:
+            s = modify(s, block.positions())
         kept = block.mask(keep)
         if kept is not None:
             s = s.masked_fill(~kept, -math.inf)
@@ -81,11 +87,23 @@ def attention_reference(
 
 
 def math_attention(
-    q: Tensor, k: Tensor, v: Tensor, keep: Keep = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Keep = None,
+    scale: float | None = None,
+    modify: ScoreFunction | None = None,
 ) -> Tensor:
-    """The same by torch's MATH back end in the inputs' dtype: (batch, seqlen_q, heads, d_v)."""
+    """The same by torch's MATH back end in the inputs' dtype: (batch, seqlen_q, heads, d_v). Scores
+    to ``modify`` are modified in fp32, by the same steps written out."""
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
     for block in _blocks(q, k):
+        if modify is not None:
+            o = _modified(
+                block, (q, k, v), keep, q.shape[3] ** -0.5 if scale is None else scale, modify
+            )
+            out[:, block.rows, block.heads] = o.transpose(1, 2)
+            continue
         with sdpa_kernel(SDPBackend.MATH):
             o = torch.nn.functional.scaled_dot_product_attention(
                 block.query(q),
@@ -96,6 +114,23 @@ def math_attention(
             )
         out[:, block.rows, block.heads] = o.transpose(1, 2)
     return out
+
+
+def _modified(
+    block: _Block,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    keep: Keep,
+    scale: float,
+    modify: ScoreFunction,
+) -> Tensor:
+    """Softmax attention of a block with products, P and O rounded to the inputs' dtype."""
+    q, k, v = tensors
+    s = (block.query(q) @ block.keys(k).mT).float() * scale
+    s = modify(s, block.positions())
+    kept = block.mask(keep)
+    if kept is not None:
+        s = s.masked_fill(~kept, -math.inf)
+    return torch.nan_to_num(s.softmax(-1)).to(q.dtype) @ block.keys(v)
 
 
 @dataclass(frozen=True)
@@ -127,16 +162,20 @@ class _Block:
         shape = (self.batch, self.num_heads, self.seqlen_q, self.seqlen_k)
         if isinstance(keep, Tensor):
             return keep.expand(shape)[:, self.heads, self.rows]
+        at = self.positions()
+        heads = self.heads.stop - self.heads.start
+        return keep(at).expand(self.batch, heads, at.row.shape[2], self.seqlen_k)
+
+    def positions(self) -> Positions:
+        """Where the block's scores are, (batch, heads, rows, seqlen_k) by broadcasting."""
         row = torch.arange(self.rows.start, self.rows.stop, device=self.device).view(1, 1, -1, 1)
-        at = Positions(
+        return Positions(
             b=torch.arange(self.batch, device=self.device).view(-1, 1, 1, 1),
             h=torch.arange(self.heads.start, self.heads.stop, device=self.device).view(1, -1, 1, 1),
             row=row,
             q=row + (self.seqlen_k - self.seqlen_q),
             k=torch.arange(self.seqlen_k, device=self.device).view(1, 1, 1, -1),
         )
-        heads = self.heads.stop - self.heads.start
-        return keep(at).expand(self.batch, heads, row.shape[2], self.seqlen_k)
 
 
 def _blocks(q: Tensor, k: Tensor) -> Iterator[_Block]:
@@ -262,11 +301,16 @@ class Reference:
 
 
 def make_reference(
-    q: Tensor, k: Tensor, v: Tensor, keep: Keep = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Keep = None,
+    scale: float | None = None,
+    modify: ScoreFunction | None = None,
 ) -> Reference:
     """Evaluate the float64 reference and torch's MATH back end once, to judge several outputs."""
-    out, lse = attention_reference(q, k, v, keep, scale)
-    math_error = (math_attention(q, k, v, keep, scale).to(torch.float64) - out).abs()
+    out, lse = attention_reference(q, k, v, keep, scale, modify=modify)
+    math_error = (math_attention(q, k, v, keep, scale, modify).to(torch.float64) - out).abs()
     eps = torch.finfo(q.dtype).eps
     return Reference(
         out=out,
@@ -286,9 +330,10 @@ def check_error(
     v: Tensor,
     keep: Keep = None,
     scale: float | None = None,
+    modify: ScoreFunction | None = None,
 ) -> ErrorReport:
     """Judge one output: :func:`make_reference`, then :meth:`Reference.compare`."""
-    return make_reference(q, k, v, keep, scale).compare(out, lse)
+    return make_reference(q, k, v, keep, scale, modify).compare(out, lse)
 
 
 def _max(x: Tensor) -> float:

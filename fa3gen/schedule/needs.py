@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
+from fa3gen.ir.score import score_form
 from fa3gen.schedule.arch import HOPPER, Arch
 from fa3gen.schedule.ranges import KeyBounds, key_bounds
 from fa3gen.schedule.schedule import Persistence, Tiling
-from fa3gen.spec import AttentionSpec
+from fa3gen.spec import AttentionSpec, symbols
 from fa3gen.spec.model import Maxima, OStaging
 from fa3gen.spec.symbols import FloorDiv, FloorMod
 
@@ -49,6 +50,7 @@ _NO_PLACE = (
     "1 or 2, and stages that together have as many keys as the tile has rows"
 )
 _REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
+_SCORE_REGISTERS, _POSITION_REGISTERS = 8, 32  # of formulas in the score alone, and of positions
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
@@ -123,8 +125,19 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
         "P": 0 if setting.p_shared else p,
         "O": product_dim(spec.head_dim.v) // rows_per_register,
         "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
+        "score": _formula_registers(spec),
         "working": _WORKING_REGISTERS + extra,
     }
+
+
+def _formula_registers(spec: AttentionSpec) -> int:
+    """Registers of a score formula: temporaries, positions, what the compiler finds once for many
+    elements."""
+    form = score_form(spec.score_expr)
+    if form.plain:
+        return 0
+    of_score = form.expr.free_symbols <= {symbols.score}
+    return (_SCORE_REGISTERS if of_score else _POSITION_REGISTERS) + form.arithmetic
 
 
 def _redo_registers(spec: AttentionSpec, block_n: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fa3gen.errors import InputError
+from fa3gen.ir.score import score_form
 from fa3gen.schedule.needs import product_dim
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.canonical import canonical_text
@@ -72,6 +73,8 @@ def find(
 
     ``gpu`` is a device name as CUDA gives it.
     """
+    if not score_form(spec.score_expr).plain:
+        return ()  # nothing was measured with a formula
     problem = _problem(spec)
     gpus = dict.fromkeys((gpu_class(gpu or _DEFAULT_GPU), _DEFAULT_GPU))
     for table in tables:

@@ -49,6 +49,8 @@ const fa3gen::host::ForwardOp kOp{
     .element = fa3gen::host::bf16,
     .head_dim_qk = 64,
     .head_dim_v = 64,
+    .score_factor = 1.0,
+    .score_is_product = true,
     .kernels = kKernels,
 };
 

@@ -32,6 +32,8 @@ const fa3gen::host::ForwardOp kOp{
     .element = fa3gen::host::fp16,
     .head_dim_qk = 256,
     .head_dim_v = 256,
+    .score_factor = 1.0,
+    .score_is_product = true,
     .kernels = kKernels,
 };
 

@@ -32,6 +32,8 @@ const fa3gen::host::ForwardOp kOp{
     .element = fa3gen::host::bf16,
     .head_dim_qk = 192,
     .head_dim_v = 128,
+    .score_factor = 1.0,
+    .score_is_product = true,
     .kernels = kKernels,
 };
 

@@ -43,6 +43,12 @@ Happening = tuple[Any, ...]
 KNOBS: dict[str, dict[str, Any]] = {
     "window": {"mask": "window(100, 20)"},
     "overlap 1": {"mask": "causal", "schedule": {"overlap": 1}},
+    "formula, lazy": {
+        "mask": "window(100, 20)",
+        "score": "score + (k - q) / 16",
+        "schedule": {"maxima": "lazy"},
+    },
+    "formula, overlap 3": {"score": "exp(score)", "schedule": {"overlap": 3}},
     "overlap 3": {"mask": "window(100, 20)", "schedule": {"overlap": 3}},
     "overlap 3, full": {"schedule": {"overlap": 3, "pipeline_depth": 3}},
     "P shared": {"mask": "causal", "schedule": {"p_operand": "shared"}},
@@ -96,6 +102,8 @@ def meant(event: Event, work: list[TileRange]) -> Happening | None:
             return ("WgmmaWait", pending)
         case Calc(kind=CalcKind.MASK):
             return ("mask", index())
+        case Calc(kind=CalcKind.SCORE):
+            return ("score", index())
         case Calc(kind=CalcKind.SHIFT | CalcKind.EXP2 as kind, keys=(begin, end)):
             name = "shift" if kind is CalcKind.SHIFT else "raise"
             return (name, begin // 4, end // 4)  # 4 lanes share a row
@@ -110,13 +118,16 @@ def meant(event: Event, work: list[TileRange]) -> Happening | None:
     return None
 
 
-def spelled(happening: Happening, overshot: bool) -> list[Happening]:
+def spelled(happening: Happening, overshot: bool, formula: bool) -> list[Happening]:
     """What the text shows of a computation that it spells out: what is done again is a step with
     exact maxima."""
     if happening[0] != "redo":
         return [happening]
+    if not overshot:
+        return [("add_tile_sum",)]
     again = ("update_max", "rescale", "exponentiate", "update_sum", "convert")
-    return [happening, *((name,) for name in again)] if overshot else [("add_tile_sum",)]
+    score = [("score", happening[1])] if formula else []
+    return [happening, *score, *((name,) for name in again)]
 
 
 # --- the text -------------------------------------------------------------------------------------
@@ -142,6 +153,10 @@ _FORMS = [
     (
         r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize|add_sum|add_tile_sum)\(",
         lambda m, n: (m[1],),
+    ),
+    (
+        r"modify_scores\(.*, (n|\(n [+-] \d+\)) \* kBlockN",
+        lambda m, n: ("score", eval(m[1], {"n": n})),
     ),
     (
         r"fa3gen::recompute_scores<.*, (n|\(n [+-] \d+\)) \* kBlockN",
@@ -303,5 +318,9 @@ def test_the_text_does_what_the_program_says(name: str) -> None:
                 said = list(walk.run(parsed(role_text(kernel, role.name))))
                 events = flatten(program, role, instance, work)
                 happenings = [h for h in (meant(event, work) for event in events) if h is not None]
-                wanted = [part for h in happenings for part in spelled(h, overshot)]
+                wanted = [
+                    part
+                    for h in happenings
+                    for part in spelled(h, overshot, not program.score.plain)
+                ]
                 assert said == wanted, (name, tiles, role.name, instance)

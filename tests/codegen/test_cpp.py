@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import sympy
+import torch
 
-from fa3gen.codegen.cpp import print_cpp
+from fa3gen.codegen.cpp import print_cpp, print_cpp_real
 from fa3gen.errors import RenderError
 from fa3gen.schedule.integers import compiled
+from fa3gen.schedule.interpret import evaluate
 from fa3gen.schedule.ranges import key_bounds
-from fa3gen.spec.formula import parse_mask
-from fa3gen.spec.symbols import k, q, seqlen_k, seqlen_q
+from fa3gen.spec.formula import parse_mask, parse_score
+from fa3gen.spec.symbols import k, q, score, seqlen_k, seqlen_q
 
 MASKS = {
     "k <= q": "k <= q",
@@ -223,3 +225,69 @@ def test_bounds_of_long_sequences_stay_within_int32(tmp_path: Path) -> None:
     ):
         assert values == [compiled(end)(tile) for tile in tiles], f"{end}: {cpp}"
         assert max(values) < 2**31 - 256, f"not to be rounded up to a tile: {cpp}"
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+REALS = {
+    "tanh(score / 50)": "fa3gen::tanh_approx(0.02f * score)",
+    "score + (k - q) / 16": "score + 0.0625f * float(k - q)",
+    "score * 2 - k": None,
+    "(score + k) / (q + 1)": None,
+    "score ** 3 - score ** 2 / 4": None,
+    "1 / score + sigmoid(score) + sqrt(score ** 2 + 1)": None,
+    "-(score - k) * -(score + q)": None,
+    "exp(-abs(score - k)) * log(score ** 2 + k + 1)": None,
+    "max(score, k, 3) - min(score, q, -1.5)": None,
+    "where(score > k and q != 2, score, -score / 3)": None,
+    "where(k > q, k // 2, score - q % 3) + (score + q) % 1.5": None,
+    "floor(score) + floor(score * k / 3)": None,
+    "score ** 1.5 + 2 ** (k - q)": None,
+    "0 * score + 1e-7": None,
+}
+REAL_PRELUDE = """\
+#include <cmath>
+namespace fa3gen {
+float tanh_approx(float x) { return std::tanh(x); }
+float exp_approx(float x) { return std::exp(x); }
+float log_approx(float x) { return std::log(x); }
+float floor_mod(float x, float y) { return x - y * std::floor(x / y); }
+}  // namespace fa3gen
+"""
+
+
+def test_formulas_in_cpp_have_the_values_of_the_interpreter(tmp_path: Path) -> None:
+    exprs = [parse_score(text, {}) for text in REALS]
+    texts = [print_cpp_real(expr) for expr in exprs]
+    for text, wanted in zip(texts, REALS.values(), strict=True):
+        assert wanted is None or text == wanted
+    scores, places = (0.3, 1.7, 4.25), list(itertools.product(range(4), repeat=2))
+    lines = [PRELUDE, REAL_PRELUDE]
+    lines += [
+        f"float f{i}([[maybe_unused]] float score, [[maybe_unused]] int q, "
+        f"[[maybe_unused]] int k) {{ return {text}; }}"
+        for i, text in enumerate(texts)
+    ]
+    calls = [
+        f'std::printf("%.9g\\n", double(f{i}({s}f, {a}, {b})));'
+        for i, _ in enumerate(texts)
+        for s in scores
+        for a, b in places
+    ]
+    lines += ["int main() {", *calls, "}"]
+    source, program = tmp_path / "main.cpp", tmp_path / "main"
+    source.write_text("\n".join(lines))
+    command = [os.environ.get("CXX", "g++"), "-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*command, str(source), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], check=True, capture_output=True, text=True)
+    found = iter(float(line) for line in done.stdout.split())
+    for text, expr in zip(REALS, exprs, strict=True):
+        for s, (a, b) in itertools.product(scores, places):
+            at = {score: torch.tensor(s), q: torch.tensor(a), k: torch.tensor(b)}
+            wanted = float(evaluate(expr, at))
+            assert next(found) == pytest.approx(wanted, rel=2e-5, abs=2e-6), (text, s, a, b)
+
+
+def test_what_has_no_real_form() -> None:
+    with pytest.raises(RenderError, match="no C\\+\\+ form"):
+        print_cpp_real(sympy.sin(score))

@@ -182,7 +182,6 @@ def test_products_need_matching_shapes(kind: type[GemmQK], operand: int, rule: s
     ("spec", "key"),
     [
         ({"dtype": "e4m3"}, "dtype"),
-        ({"score": "2 * score"}, "score"),
         ({"passes": ["forward", "backward"]}, "passes"),
         ({"inputs": {"slopes": {"shape": ["h"], "dtype": "fp32"}}}, "inputs"),
     ],

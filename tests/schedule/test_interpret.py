@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from fa3gen.errors import VerificationError
-from fa3gen.runtime.reference import IndexMask, check_error, reference_mask
+from fa3gen.runtime.reference import (
+    IndexMask,
+    Positions,
+    check_error,
+    reference_mask,
+    reference_score,
+)
 from fa3gen.schedule import make_schedule
 from fa3gen.schedule.interpret import Execution, Interpreter, evaluate, interpret
 from fa3gen.schedule.program import (
@@ -350,6 +356,42 @@ def test_registers_never_written_are_nan(maxima: str, kind: CalcKind) -> None:
     )
     out, _ = interpret(program, schedule.bounds, draw((200, 200)), SCALE)
     assert bool(out.isnan().all())
+
+
+# --- score formulas -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maxima", ["exact", "lazy", "speculative"])
+@pytest.mark.parametrize("factor", [1.0, 20.0])
+@pytest.mark.parametrize(
+    "score", ["50 * tanh(score / 50)", "2 * score", "score + (k - q) / 16", "score + (k - q) / 0.3"]
+)
+def test_score_formulas(score: str, factor: float, maxima: str) -> None:
+    """Large scores have tiles done again, through the formula; other lengths move positions."""
+    knobs = {"maxima": maxima, "tile": {"n": 64}}
+    q, k, v = draw((130, 300))
+    inputs = ((q * factor).to(q.dtype), k, v)
+    for mask in ("causal", "full"):
+        schedule = schedule_of(mask=mask, score=score, schedule=knobs)
+        out, lse = Interpreter(schedule)(*inputs, SCALE)
+        modify = reference_score(score)
+        report = check_error(out, lse, *inputs, reference_mask(mask), SCALE, modify)
+        assert report.ok, report.problems
+
+
+def test_formulas_of_heads_and_choices() -> None:
+    """Written out in torch: every index that a formula may name."""
+    q, k, v = draw((70, 90), heads=(4, 2))
+    text = "where(k > q + 3, -inf, score * (1 + h) - abs(q - k) * (b + hk) / seqlen_k + row)"
+    schedule = schedule_of(mask="full", score=text)
+    out, lse = Interpreter(schedule)(q, k, v, SCALE)
+
+    def modify(s: Tensor, at: Positions) -> Tensor:
+        s = s * (1 + at.h) - (at.q - at.k).abs() * (at.b + at.h // 2) / 90 + at.row
+        return s.masked_fill(at.k > at.q + 3, -math.inf)
+
+    report = check_error(out, lse, q, k, v, None, SCALE, modify)
+    assert report.ok, report.problems
 
 
 # --- lazy and speculative maxima ------------------------------------------------------------------

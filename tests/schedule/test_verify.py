@@ -35,7 +35,7 @@ from fa3gen.schedule.verify import trip_counts, verify, verify_run
 
 CAUSAL, FULL = "causal_d128_bf16", "full_d128_bf16"
 EXACT = "rescale each step"
-LAZY = "lazy"
+LAZY, FORMULA = "lazy", "formula"
 
 
 def complaint(faulty: Program) -> str:
@@ -150,6 +150,8 @@ _COMPLAINTS = [
     (CAUSAL, r"Calc MASK deleted", "Calc ROW_MAX", r"KV tile \d needs the mask and has none"),
     (FULL, r"Calc SPECULATE deleted", "Calc REDO", r"wants guess of work 0, tile 1; finds S"),
     (FULL, r"Calc REDO deleted", "Gemm PV O", r"wants P of work 0, tile 1; finds guess"),
+    (FORMULA, r"Calc SCORE deleted", "Calc MASK", r"masks scores before their formula"),
+    (FORMULA, r"Calc MASK deleted", "Calc ROW_MAX", r"KV tile \d needs the mask and has none"),
     (LAZY, r"Calc RESCALE_GROWN deleted", "Gemm PV O", r"O is scaled to the maximum of . tile"),
     (LAZY, r"Calc SHIFT deleted", "Calc EXP2", r"raises keys 0 to 32 of S, of which 0 are shif"),
     (LAZY, r"Calc SHIFT with keys=0,24", "Calc EXP2", r"raises keys 0 to 32 of S, of which"),

@@ -55,6 +55,13 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "schedule": {"overlap": 1, "maxima": "speculative", "pingpong": False},
     },
     "lazy": {"mask": "causal", "schedule": {"maxima": "lazy"}},
+    "formula": {"mask": "causal", "score": "score + (k - q) / 16"},
+    "formula, lazy, overlap 3": {
+        "mask": "window(100, 20)",
+        "head_dim": 64,
+        "score": "50 * tanh(score / 50)",
+        "schedule": {"maxima": "lazy", "overlap": 3, "tile": {"m": 128, "n": 48}},
+    },
     "two CTAs an SM": {
         "mask": "causal",
         "head_dim": 64,

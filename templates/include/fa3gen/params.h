@@ -17,7 +17,7 @@ struct GlobalTensor {
 // once more, for warps whose speculation on the row maxima has failed.
 struct ForwardParams {
   float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
-  float scale_log2;     // softmax scale * log2(e)
+  float scale_log2;     // what scores are multiplied by, base 2: the softmax scale or a formula's factor
   int batch;
   int heads;            // query heads
   int heads_per_kv;     // query heads that share a KV head
@@ -30,6 +30,7 @@ struct ForwardParams {
   int heads_per_group;  // in all groups but the last, which has what is left
   GlobalTensor q;
   GlobalTensor k;
+  float scale;          // softmax scale
 };
 
 }  // namespace fa3gen

@@ -45,6 +45,8 @@ struct ForwardOp {
   Element element;
   int head_dim_qk;
   int head_dim_v;
+  double score_factor;    // that scores are multiplied by, beside log2(e)
+  bool score_is_product;  // and by the softmax scale, which else the score formula takes
   std::span<const ForwardKernel> kernels;
 
   const ForwardKernel& kernel_for(int64_t keys) const {
@@ -135,7 +137,8 @@ inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kerne
                                  double scale) {
   ForwardParams params{};
   params.lse = static_cast<float*>(tensors.lse.mutable_data_ptr());
-  params.scale_log2 = static_cast<float>(scale * M_LOG2E);
+  params.scale_log2 = static_cast<float>(op.score_factor * (op.score_is_product ? scale : 1.0) * M_LOG2E);
+  params.scale = static_cast<float>(scale);
   params.batch = static_cast<int>(tensors.q.size(kBatch));
   params.heads = static_cast<int>(tensors.q.size(kHeads));
   params.heads_per_kv = params.heads / static_cast<int>(tensors.k.size(kHeads));
