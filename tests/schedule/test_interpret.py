@@ -361,14 +361,17 @@ def test_registers_never_written_are_nan(maxima: str, kind: CalcKind) -> None:
 # --- score formulas -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("maxima", ["exact", "lazy", "speculative"])
+KNOBS = ({"maxima": "exact", "overlap": 3}, {"maxima": "lazy"}, {"maxima": "speculative"})
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda knobs: knobs["maxima"])
 @pytest.mark.parametrize("factor", [1.0, 20.0])
 @pytest.mark.parametrize(
     "score", ["50 * tanh(score / 50)", "2 * score", "score + (k - q) / 16", "score + (k - q) / 0.3"]
 )
-def test_score_formulas(score: str, factor: float, maxima: str) -> None:
+def test_score_formulas(score: str, factor: float, knobs: dict[str, Any]) -> None:
     """Large scores have tiles done again, through the formula; other lengths move positions."""
-    knobs = {"maxima": maxima, "tile": {"n": 64}}
+    knobs = {**knobs, "tile": {"n": 64}}
     q, k, v = draw((130, 300))
     inputs = ((q * factor).to(q.dtype), k, v)
     for mask in ("causal", "full"):
