@@ -44,6 +44,8 @@ def draw(seed: int) -> AttentionSpec:
         knobs["pingpong"] = warpgroups != 1 and knobs.get("overlap", 2) > 1 and pick.random() < 0.5
     if pick.random() < 0.2:
         knobs["warp_specialized"] = False
+        if knobs.get("persistent") == "dynamic":  # work tiles are claimed by the producer
+            del knobs["persistent"]
     waits = knobs.get("overlap") != 3 and "warp_specialized" not in knobs
     if waits and pick.random() < 0.15:
         knobs["o_staging"] = "over_v"
@@ -72,7 +74,7 @@ def scheduled(seed: int) -> Schedule | None:
 
 
 def test_most_draws_can_be_scheduled() -> None:
-    assert sum(scheduled(seed) is not None for seed in range(100)) > 55
+    assert sum(scheduled(seed) is not None for seed in range(100)) > 60
 
 
 @pytest.mark.parametrize("seed", range(40))

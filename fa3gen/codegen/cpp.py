@@ -7,7 +7,7 @@ one another. Integer division and remainder floor, as in Python, through ``fa3ge
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import sympy
 
@@ -104,15 +104,22 @@ def _arguments(expr: sympy.Basic, name: Callable[[str], str]) -> str:
 
 def _sum(expr: sympy.Add, name: Callable[[str], str]) -> str:
     """Terms with their signs."""
-    text = ""
+    terms = []
     for term in summands(expr):
         negative = term.as_coeff_Mul()[0] < 0 and term != -(2**31)
         part, precedence = _print(-term if negative else term, name)
-        part = part if precedence > _SUM else f"({part})"
-        if not text:
-            text = f"-{part}" if negative else part
-        else:
+        terms.append((negative, part if precedence > _SUM else f"({part})"))
+    return _signed(terms)
+
+
+def _signed(terms: Iterable[tuple[bool, str]]) -> str:
+    """A sum of texts, each negative or not."""
+    text = ""
+    for negative, part in terms:
+        if text:
             text += f" - {part}" if negative else f" + {part}"
+        else:
+            text = f"-{part}" if negative else part
     return text
 
 
@@ -210,13 +217,9 @@ def _real_sum(expr: sympy.Add, at: Callable[[sympy.Basic, int], str]) -> str:
         terms.append(sympy.factor_terms(sympy.Add(*indices)))
     if len(terms) == 1 and terms[0] == expr:
         terms = list(expr.args)
-    text = ""
-    for term in terms:
-        negative = term.could_extract_minus_sign() and term is not -sympy.oo
-        part = at(-term if negative else term, _SUM + 1)
-        text += f" - {part}" if negative and text else f" + {part}" if text else part
-        text = f"-{text}" if negative and text == part else text
-    return text
+    signs = [term.could_extract_minus_sign() for term in terms]
+    parts = (at(-x if negative else x, _SUM + 1) for negative, x in zip(signs, terms, strict=True))
+    return _signed(zip(signs, parts, strict=True))
 
 
 def _real_product(expr: sympy.Mul, at: Callable[[sympy.Basic, int], str]) -> tuple[str, int]:

@@ -401,10 +401,7 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("overlap", _OVERLAP[tiling.overlap]),
         ("P", "through shared memory" if tiling.p_shared else "in registers"),
         ("ping-pong", "consumers take turns on the tensor core" if tiling.pingpong else "off"),
-        (
-            "rescaling",
-            _RESCALING[tiling.maxima],
-        ),
+        ("maxima", _FOLLOWED[tiling.maxima]),
         ("grid", tiling.persistence.value),
         ("shared", f"{program.shared_bytes} bytes"),
     ]
@@ -423,10 +420,10 @@ _ROWS = {
     Maxima.LAZY: "ShiftedRows",
     Maxima.SPECULATIVE: "SpeculativeRows",
 }
-_RESCALING = {
-    Maxima.EXACT: "each step",
-    Maxima.LAZY: "lazy, where exponents would pass 14",
-    Maxima.SPECULATIVE: "speculative: where sums of exponentials are too large",
+_FOLLOWED = {
+    Maxima.EXACT: "followed in each step",
+    Maxima.LAZY: "followed where exponents would pass 14",
+    Maxima.SPECULATIVE: "followed in masked tiles, else where sums of exponentials are too large",
 }
 _OVERLAP = {
     1: "none: QK, softmax and PV of a KV tile in sequence",

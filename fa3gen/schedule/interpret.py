@@ -380,7 +380,8 @@ class _Tensors:
         newer = torch.maximum(row_max, again.amax(-1, keepdim=True))
         alpha = self._exp2_above(row_max, newer)
         again = self._exp2_above(again, newer)
-        again = torch.where(s.isnan(), s, again)  # what should not have been used shows
+        # what should not have been used shows; -inf over no maximum yet is NaN by right
+        again = torch.where(s.isnan() & (row_max != -math.inf), s, again)
         total = row_sum * alpha + again.sum(-1, keepdim=True)
         return {
             name: torch.where(right, s, again),

@@ -37,7 +37,7 @@ factor in between and beyond follows the registers of O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fa3gen.spec.model import Maxima
 
@@ -116,18 +116,7 @@ LAZY = LoopRates(
 )
 
 
-SPECULATIVE = LoopRates(
-    mask=Work(5.6, 2.0, 4.0),
-    row_max=Work(0.0, 0.0),
-    rescale=Work(0.0, 0.0),
-    exp=Work(18.0, 3.5),
-    convert=_CONVERT,
-    turn=128,
-    scores=216,
-    maxima=64,
-    beside=99,
-    two_tiles=(160, 4),
-)
+SPECULATIVE = replace(LAZY, row_max=Work(0.0, 0.0), exp=Work(18.0, 3.5), maxima=64, beside=99)
 _RATES = {Maxima.EXACT: EXACT, Maxima.LAZY: LAZY, Maxima.SPECULATIVE: SPECULATIVE}
 
 

@@ -12,7 +12,7 @@
 //   overlap     none: QK, softmax and PV of a KV tile in sequence
 //   P           in registers
 //   ping-pong   off
-//   rescaling   speculative: where sums of exponentials are too large
+//   maxima      followed in masked tiles, else where sums of exponentials are too large
 //   grid        a CTA claims its next work tile from a counter
 //   shared      82032 bytes
 //   registers   producer 32, consumers 104

@@ -11,7 +11,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   speculative: where sums of exponentials are too large
+//   maxima      followed in masked tiles, else where sums of exponentials are too large
 //   grid        a CTA claims its next work tile from a counter
 //   shared      229488 bytes
 //   registers   producer 40, consumers 232

@@ -10,7 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   speculative: where sums of exponentials are too large
+//   maxima      followed in masked tiles, else where sums of exponentials are too large
 //   grid        CTA i takes work tiles i, i + grid, ...
 //   shared      229456 bytes
 //   registers   producer 24, consumers 240

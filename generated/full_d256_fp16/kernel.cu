@@ -10,7 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   lazy, where exponents would pass 14
+//   maxima      followed where exponents would pass 14
 //   grid        CTA i takes work tiles i, i + grid, ...
 //   shared      196696 bytes
 //   registers   producer 24, consumers 240

@@ -10,7 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   rescaling   lazy, where exponents would pass 14
+//   maxima      followed where exponents would pass 14
 //   grid        a CTA claims its next work tile from a counter
 //   shared      213112 bytes
 //   registers   producer 40, consumers 232

@@ -69,3 +69,18 @@ def test_every_kernel_of_a_plan() -> None:
     for case in (*meeting, *cases("large", limits)[len(cases("large")) :]):
         result = run_case(op, "causal", case, device="cuda", head_dims=(64, 64), calls=3)
         assert result.ok, result
+
+
+@pytest.mark.skipif("FA3GEN_ARTIFACTS" in os.environ, reason="named kernels are checked")
+@pytest.mark.parametrize("maxima", ["exact", "lazy", "speculative"])
+@pytest.mark.parametrize("score", ["50 * tanh(score / 50)", "score + (k - q) / 16", "2 * score"])
+def test_score_formulas(score: str, maxima: str) -> None:
+    import fa3gen
+
+    spec = {"head_dim": 64, "mask": "causal", "score": score, "schedule": {"maxima": maxima}}
+    op = fa3gen.compile({"name": "check_score", **spec})
+    for case in cases("large"):
+        result = run_case(
+            op, "causal", case, device="cuda", head_dims=(64, 64), calls=3, score_text=score
+        )
+        assert result.ok, result

@@ -382,6 +382,17 @@ def test_score_formulas(score: str, factor: float, knobs: dict[str, Any]) -> Non
         assert report.ok, report.problems
 
 
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda knobs: knobs["maxima"])
+def test_formulas_may_mask(knobs: dict[str, Any]) -> None:
+    """Rows then keep nothing of tiles that need no mask, visited before those that they keep."""
+    q, k, v = draw((300, 300))
+    text = "where(k > q, -inf, score)"
+    schedule = schedule_of(mask="full", score=text, schedule={**knobs, "tile": {"n": 64}})
+    out, lse = Interpreter(schedule)(q, k, v, SCALE)
+    report = check_error(out, lse, q, k, v, reference_mask("causal"), SCALE)
+    assert report.ok, report.problems
+
+
 def test_formulas_of_heads_and_choices() -> None:
     """Written out in torch: every index that a formula may name."""
     q, k, v = draw((70, 90), heads=(4, 2))
