@@ -13,16 +13,29 @@ from fa3gen._version import __version__
 
 if TYPE_CHECKING:
     from fa3gen.driver import build, compile
+    from fa3gen.flex import FlexVariant, from_flex
     from fa3gen.runtime.attention import Attention, load
     from fa3gen.spec import AttentionSpec
 
-__all__ = ["Attention", "AttentionSpec", "__version__", "build", "compile", "errors", "load"]
+__all__ = [
+    "Attention",
+    "AttentionSpec",
+    "FlexVariant",
+    "__version__",
+    "build",
+    "compile",
+    "errors",
+    "from_flex",
+    "load",
+]
 
 _HOMES = {
     "Attention": "fa3gen.runtime.attention",
     "AttentionSpec": "fa3gen.spec",
+    "FlexVariant": "fa3gen.flex",
     "build": "fa3gen.driver",
     "compile": "fa3gen.driver",
+    "from_flex": "fa3gen.flex",
     "load": "fa3gen.runtime.attention",
 }
 

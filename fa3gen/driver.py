@@ -113,10 +113,12 @@ def interpreted(plan: Sequence[Schedule]) -> Attention:
 
     kernels = [(schedule.max_keys, Interpreter(schedule)) for schedule in plan]
 
-    def run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         keys = k.shape[1]
         kernel = next(kernel for limit, kernel in kernels if limit is None or keys <= limit)
-        return kernel(q, k, v, scale)
+        return kernel(q, k, v, scale, *inputs)
 
     return Attention(register_interpreted(source_of(plan).meta, run), spec=plan[0].spec)
 

@@ -55,6 +55,7 @@ _CALCS = {
     CalcKind.RESCALE: "Rescale",
     CalcKind.NORMALIZE: "Normalize",
     CalcKind.SPECULATE: "Exp",
+    CalcKind.SPECULATE_SCORE: "Exp",
     CalcKind.REDO: "RowSum",
     CalcKind.SHIFT: "RowMax",
     CalcKind.EXP2: "Exp",

@@ -1,5 +1,7 @@
 """The expression printer: sympy expressions and masks as C++.
 
+``Names`` says what symbols are called, and how tables are looked up.
+
 Everything is parenthesised by C++'s precedence alone, but for ``and`` in ``or`` and conditionals in
 one another. Integer division and remainder floor, as in Python, through ``fa3gen::floor_div`` and
 ``fa3gen::floor_mod``.
@@ -10,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import sympy
+from sympy.core.function import AppliedUndef
 
 from fa3gen.errors import RenderError
 from fa3gen.schedule.integers import summands
-from fa3gen.spec.symbols import INDICES, FloorDiv, FloorMod, Where
+from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 
-__all__ = ["print_cpp", "print_cpp_real"]
+__all__ = ["Names", "print_cpp", "print_cpp_condition", "print_cpp_real"]
 
 # C++ precedence, loosest first.
 _CONDITIONAL, _OR, _AND, _EQUAL, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(9)
@@ -39,15 +42,26 @@ _CALLS: dict[type[sympy.Basic], str] = {
 }
 
 
-def print_cpp(expr: sympy.Basic, name: Callable[[str], str] = lambda symbol: symbol) -> str:
-    """C++ text of an integer or boolean expression; ``name`` maps symbols to C++ names.
+class Names:
+    """C++ names: of symbols the same, unless ``rename`` says otherwise; of no table at all."""
+
+    def __init__(self, rename: Callable[[str], str] = lambda symbol: symbol) -> None:
+        self.symbol = rename
+
+    def lookup(self, table: AppliedUndef, indices: list[str]) -> str:
+        """An element of a table, whose indices are C++ texts."""
+        raise RenderError(f"no C++ form of {table}: there is no table here")
+
+
+def print_cpp(expr: sympy.Basic, names: Names = Names()) -> str:
+    """C++ text of an integer or boolean expression.
 
     Raises RenderError for what has no integer form in C++, and for constants beyond int32.
     """
-    return _print(expr, name)[0]
+    return _print(expr, names)[0]
 
 
-def _print(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
+def _print(expr: sympy.Basic, name: Names) -> tuple[str, int]:
     """Text and precedence of an expression."""
 
     def at(part: sympy.Basic, least: int) -> str:
@@ -57,7 +71,9 @@ def _print(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
     if expr is sympy.true or expr is sympy.false:
         return str(expr is sympy.true).lower(), _ATOM
     if isinstance(expr, sympy.Symbol):
-        return name(expr.name), _ATOM
+        return name.symbol(expr.name), _ATOM
+    if isinstance(expr, AppliedUndef):
+        return _lookup(expr, name)
     if isinstance(expr, sympy.Integer):
         return _integer(int(expr))
     if isinstance(expr, (sympy.And, sympy.Or)):
@@ -84,6 +100,10 @@ def _print(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
 
 
+def _lookup(expr: AppliedUndef, name: Names) -> tuple[str, int]:
+    return name.lookup(expr, [_print(index, name)[0] for index in expr.args]), _ATOM
+
+
 def _integer(value: int) -> tuple[str, int]:
     if not -(2**31) <= value < 2**31:
         raise RenderError(f"no C++ form of {value}: integers are int32 in kernels")
@@ -92,7 +112,7 @@ def _integer(value: int) -> tuple[str, int]:
     return str(value), _ATOM if value >= 0 else _UNARY
 
 
-def _arguments(expr: sympy.Basic, name: Callable[[str], str]) -> str:
+def _arguments(expr: sympy.Basic, name: Names) -> str:
     """Call arguments; min and max are nested, as C++'s take two."""
     parts = [_print(part, name)[0] for part in expr.args]
     if len(parts) > 2:
@@ -102,7 +122,7 @@ def _arguments(expr: sympy.Basic, name: Callable[[str], str]) -> str:
     return ", ".join(parts)
 
 
-def _sum(expr: sympy.Add, name: Callable[[str], str]) -> str:
+def _sum(expr: sympy.Add, name: Names) -> str:
     """Terms with their signs."""
     terms = []
     for term in summands(expr):
@@ -123,7 +143,7 @@ def _signed(terms: Iterable[tuple[bool, str]]) -> str:
     return text
 
 
-def _product(expr: sympy.Mul, name: Callable[[str], str]) -> tuple[str, int]:
+def _product(expr: sympy.Mul, name: Names) -> tuple[str, int]:
     """Factors; a leading -1 is a sign."""
     factors = list(expr.args)
     if factors[0] == -1:
@@ -145,26 +165,47 @@ _UNARY_CALLS: dict[type[sympy.Basic], str] = {
     sympy.Abs: "fabsf",
     sympy.floor: "floorf",
 }
-_INDICES = frozenset(INDICES.values())
+_INTEGRAL = (
+    *(sympy.Symbol, sympy.Integer, sympy.Add, sympy.Mul, sympy.Min, sympy.Max, sympy.Abs),
+    *(FloorDiv, FloorMod, AppliedUndef),
+)
 
 
-def print_cpp_real(expr: sympy.Basic, name: Callable[[str], str] = lambda symbol: symbol) -> str:
-    """C++ text of a formula in fp32. Parts of indices alone are integers as long as they can be,
-    so that differences of positions are exact; RenderError for what has no form."""
-    return _real(expr, name)[0]
+def print_cpp_real(expr: sympy.Basic, names: Names = Names()) -> str:
+    """C++ text of a formula in fp32. Integer parts stay integers as long as they can be, so that
+    differences of positions are exact; RenderError for what has no form."""
+    return _real(expr, names)[0]
 
 
-def _real(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
+def print_cpp_condition(expr: sympy.Basic, names: Names = Names()) -> str:
+    """C++ text of a condition: exact between integers, else in fp32."""
+    return _condition(expr, names)
+
+
+def _is_integral(expr: sympy.Basic) -> bool:
+    """Whether it is an integer, made of integers."""
+    if not expr.is_integer:
+        return False
+    if isinstance(expr, Where):
+        return _is_exact(expr.args[0]) and all(map(_is_integral, expr.args[1:]))
+    if expr.is_Pow:
+        return bool(expr.exp.is_Integer and expr.exp > 0) and _is_integral(expr.base)
+    return isinstance(expr, _INTEGRAL) and all(map(_is_integral, expr.args))
+
+
+def _real(expr: sympy.Basic, name: Names) -> tuple[str, int]:
     def at(part: sympy.Basic, least: int) -> str:
         text, precedence = _real(part, name)
         return text if precedence >= least else f"({text})"
 
     if expr.is_Number:
         return _literal(expr)
-    if expr.is_integer and expr.free_symbols <= _INDICES:
+    if _is_integral(expr) and _is_small(expr):
         return f"float({_print(expr, name)[0]})", _ATOM
     if isinstance(expr, sympy.Symbol):
-        return name(expr.name), _ATOM
+        return name.symbol(expr.name), _ATOM
+    if isinstance(expr, AppliedUndef):
+        return _lookup(expr, name)
     if isinstance(expr, sympy.Add):
         return _real_sum(expr, at), _SUM
     if isinstance(expr, sympy.Mul):
@@ -188,9 +229,8 @@ def _real(expr: sympy.Basic, name: Callable[[str], str]) -> tuple[str, int]:
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
 
 
-def _condition(expr: sympy.Basic, name: Callable[[str], str]) -> str:
-    """A condition of a choice: of indices exactly, of anything else in fp32."""
-    if expr.free_symbols <= _INDICES and not expr.has(sympy.Float):
+def _condition(expr: sympy.Basic, name: Names) -> str:
+    if _is_exact(expr):
         return f"({_print(expr, name)[0]})"
     if isinstance(expr, (sympy.And, sympy.Or)):
         joiner = " && " if isinstance(expr, sympy.And) else " || "
@@ -199,6 +239,21 @@ def _condition(expr: sympy.Basic, name: Callable[[str], str]) -> str:
         left, right = (_real(part, name) for part in expr.args)
         return f"({left[0]} {_RELATIONS[type(expr)][0]} {right[0]})"
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
+
+
+def _is_exact(expr: sympy.Basic) -> bool:
+    """Whether a condition compares integers alone."""
+    if isinstance(expr, (sympy.And, sympy.Or)):
+        return all(map(_is_exact, expr.args))
+    return not expr.args or all(map(_is_integral, expr.args))
+
+
+def _is_small(expr: sympy.Basic) -> bool:
+    """Whether no product of positions is in it, which might leave int32."""
+    for part in sympy.preorder_traversal(expr):
+        if part.is_Pow or (part.is_Mul and sum(not factor.is_number for factor in part.args) > 1):
+            return False
+    return True
 
 
 def _literal(number: sympy.Basic) -> tuple[str, int]:
@@ -210,11 +265,11 @@ def _literal(number: sympy.Basic) -> tuple[str, int]:
 
 
 def _real_sum(expr: sympy.Add, at: Callable[[sympy.Basic, int], str]) -> str:
-    """Terms with their signs; those of indices alone together, under their common factor."""
-    indices = [term for term in expr.args if term.free_symbols and term.free_symbols <= _INDICES]
-    terms = [term for term in summands(expr) if term not in indices]
-    if indices:
-        terms.append(sympy.factor_terms(sympy.Add(*indices)))
+    """Terms with their signs; multiples of integers together, under their common factor."""
+    whole = [t for t in expr.args if t.free_symbols and _is_integral(t.as_coeff_Mul()[1])]
+    terms = [term for term in summands(expr) if term not in whole]
+    if whole:
+        terms.append(sympy.factor_terms(sympy.Add(*whole)))
     if len(terms) == 1 and terms[0] == expr:
         terms = list(expr.args)
     signs = [term.could_extract_minus_sign() for term in terms]

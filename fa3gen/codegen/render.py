@@ -16,7 +16,14 @@ import jinja2
 
 from fa3gen import _version
 from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMeta
-from fa3gen.codegen.view import HostView, KernelView, LaunchView, kernel_view, launch_view
+from fa3gen.codegen.view import (
+    HostView,
+    KernelView,
+    LaunchView,
+    host_view,
+    kernel_view,
+    launch_view,
+)
 from fa3gen.errors import RenderError
 from fa3gen.ir.score import ScoreForm
 from fa3gen.paths import TEMPLATES
@@ -65,15 +72,15 @@ def render(plan: Sequence[Schedule]) -> OpSource:
             _kernel(environment, variant, *made) for made in zip(plan, programs, views, strict=True)
         )
         host = environment.get_template("host/host.cpp.j2").render(
-            host=_host(variant, views, programs[0].score)
+            host=_host(variant, tuple(views), programs[0].score)
         )
     except jinja2.TemplateError as error:
         raise RenderError(f"{variant.name}: {error}") from error
     return OpSource(variant, kernels, _tidy(host))
 
 
-def _host(variant: VariantMeta, views: Sequence[LaunchView], form: ScoreForm) -> HostView:
-    return HostView(variant, tuple(views), repr(float(form.factor)), form.plain)
+def _host(variant: VariantMeta, views: tuple[LaunchView, ...], form: ScoreForm) -> HostView:
+    return host_view(variant, views, form.constant, form.plain)
 
 
 def _kernel(
@@ -107,7 +114,8 @@ def _variant(plan: Sequence[Schedule]) -> VariantMeta:
     identity = "\n".join([_version.__version__, spec.canonical(), *choices])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     op_name = f"{spec.name}_{digest}"
-    return VariantMeta(spec.name, op_name, spec.dtype, spec.head_dim.qk, spec.head_dim.v)
+    dims = spec.head_dim
+    return VariantMeta(spec.name, op_name, spec.dtype, dims.qk, dims.v, spec.input_metas)
 
 
 def _launch(schedule: Schedule, program: Program) -> LaunchView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fa3gen.dtypes import DType
+from fa3gen.inputs import InputMeta
 
 __all__ = ["KernelMeta", "KernelSource", "OpSource", "VariantMeta"]
 
@@ -18,6 +19,7 @@ class VariantMeta:
     dtype: DType  # of q, k, v and out
     head_dim_qk: int
     head_dim_v: int
+    inputs: tuple[InputMeta, ...] = ()  # in the order of the op's arguments
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import sympy
 
-from fa3gen.codegen.cpp import print_cpp, print_cpp_real
+from fa3gen.codegen.cpp import print_cpp
+from fa3gen.codegen.elements import ElementsView, KernelNames, elements_view
 from fa3gen.codegen.source import KernelMeta, VariantMeta
+from fa3gen.inputs import InputMeta
+from fa3gen.ir.staging import stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import product_dim
 from fa3gen.schedule.program import (
@@ -30,8 +33,6 @@ from fa3gen.schedule.program import (
 from fa3gen.schedule.ranges import row_keys
 from fa3gen.schedule.schedule import Persistence, Schedule
 from fa3gen.spec.model import Maxima
-from fa3gen.spec.symbols import k as K
-from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
 
 __all__ = [
     "HostView",
@@ -40,6 +41,7 @@ __all__ = [
     "MapView",
     "RingView",
     "RoleView",
+    "host_view",
     "kernel_view",
     "launch_view",
 ]
@@ -87,6 +89,17 @@ class LaunchView:
 
 
 @dataclass(frozen=True)
+class InputView:
+    """A declared input, as the host checks it."""
+
+    name: str
+    dtype: str
+    scalar: str  # its type in torch's C++
+    rank: int
+    axes: str
+
+
+@dataclass(frozen=True)
 class HostView:
     """The host translation unit."""
 
@@ -94,6 +107,10 @@ class HostView:
     kernels: tuple[LaunchView, ...]
     score_factor: str
     score_is_product: bool
+    inputs: tuple[InputView, ...] = ()
+    parameters: str = ""  # of the op's functions, for the inputs
+    arguments: str = "{}"
+    schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,9 +141,12 @@ class BoundsView:
 class MaskView:
     """How scores are masked: element by element, or by the interval of keys that a row keeps."""
 
-    template: str  # of the function keep
+    template: str  # of the struct or function that knows what is kept
+    closure: str  # template of what it closes over, once a kernel
     function: str  # that applies it
-    keep: str = ""  # of an element
+    kept: str  # what it takes to tell
+    rows: str = ""  # and before that
+    elements: ElementsView | None = None
     begin: str = ""  # of a row's keys
     end: str = ""
 
@@ -135,10 +155,8 @@ class MaskView:
 class ScoreView:
     """How products become scores: by a formula, or they are."""
 
-    template: str  # of the formula's function
-    headers: tuple[str, ...]
-    expr: str = ""
-    factor: str = ""
+    template: str  # of the formula's struct
+    elements: ElementsView | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +181,10 @@ class KernelView:
     unit: int  # elements in 16 bytes
     fragments: dict[str, str]  # register tile to the name of its fragment
     views: dict[str, str]  # tile of scores to the name of its view in rows and columns
-    softmax: str  # header of the softmax's computations
+    headers: tuple[str, ...]
+    params: str  # type of the kernel's parameters
+    inputs_template: str
+    row_structs: tuple[str, ...]  # what knows its work tile's rows
     rows: str  # type of what a thread keeps of its rows
     consumers: int
     chunk: int  # columns of a 128-byte column chunk
@@ -197,8 +218,10 @@ class KernelView:
 
     def scored_again(self, op: Calc) -> tuple[Node, ...]:
         """What makes scores of products that were computed again; nothing if they are scores."""
-        scores = op.reads[:1]
-        return () if self.program.score.plain else (Calc(CalcKind.SCORE, scores, scores, op.skew),)
+        if self.program.score.plain:
+            return ()
+        (scores, *_) = op.reads
+        return (Calc(CalcKind.SCORE, (scores, "rows"), (scores,), op.skew),)
 
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
@@ -214,10 +237,11 @@ def kernel_view(
     schedule: Schedule, program: Program, variant: VariantMeta, meta: KernelMeta
 ) -> KernelView:
     """The device side of a Program."""
-    bounds = schedule.bounds
+    bounds, score, mask = schedule.bounds, _score(program), _mask(schedule, program)
+    names = KernelNames(program.inputs)
 
     def bound(expr: sympy.Expr | None, default: str) -> str:
-        return default if expr is None else print_cpp(expr, _runtime_name)
+        return default if expr is None else print_cpp(expr, names)
 
     scores = [tile.name for tile in program.tiles if tile.name.startswith("S")]
     every_end = "0" if not bounds.exact else bound(bounds.every_end, "params.seqlen_k")
@@ -240,7 +264,12 @@ def kernel_view(
         p_operand=f"forward/p_{'registers' if _p_in_registers(program) else 'shared'}.j2",
         fragments={**{s: f"tSr{s}" for s in scores}, "P": "tOrP", "O": "tOrO"},
         views={s: s.replace("S", "scores") for s in scores},
-        softmax=_SOFTMAX[schedule.tiling.maxima],
+        headers=_headers(schedule, program, mask),
+        params="Params" if program.inputs else "ForwardParams",
+        inputs_template=f"forward/inputs{'' if program.inputs else '_none'}.j2",
+        row_structs=tuple(
+            view.elements.name for view in (score, mask) if view.elements is not None
+        ),
         rows=_ROWS[schedule.tiling.maxima],
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
@@ -256,8 +285,8 @@ def kernel_view(
             every_end,
             bound(bounds.some_end, "params.seqlen_k"),
         ),
-        score=_score(program),
-        mask=_mask(schedule, program),
+        score=score,
+        mask=mask,
         turns=_turns(program.unroll),
         banner=_banner(schedule, program),
     )
@@ -277,6 +306,33 @@ def launch_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Launc
         claims=schedule.tiling.persistence is Persistence.DYNAMIC,
         cta_per_sm=program.ctas_per_sm,
     )
+
+
+_SCALARS = {"fp32": "Float", "bf16": "BFloat16", "fp16": "Half", "int32": "Int"}
+_AXES = {"b": "Batch", "h": "Heads", "hk": "KvHeads", "row": "Row", "k": "Key"}
+
+
+def host_view(
+    variant: VariantMeta, kernels: tuple[LaunchView, ...], factor: float, is_product: bool
+) -> HostView:
+    """The host side of a variant. Arguments of its functions have names that no macro has."""
+    names = [f"{meta.name}_" for meta in variant.inputs]
+    return HostView(
+        variant,
+        kernels,
+        repr(factor),
+        is_product,
+        inputs=tuple(_input(meta) for meta in variant.inputs),
+        parameters="".join(f", Tensor {name}" for name in names),
+        arguments="{" + ", ".join(names) + "}",
+        schema="".join(f", Tensor {meta.name}" for meta in variant.inputs),
+    )
+
+
+def _input(meta: InputMeta) -> InputView:
+    axes = (f"fa3gen::host::kAxis{_AXES[axis]}" if axis in _AXES else str(axis) for axis in meta.shape)
+    dtype = meta.dtype.value
+    return InputView(meta.name, dtype, _SCALARS[dtype], len(meta.shape), ", ".join(axes))
 
 
 def _turns(unroll: int) -> dict[str, str]:
@@ -344,42 +400,49 @@ def _rings(program: Program, role: Role) -> tuple[RingView, ...]:
     return tuple(RingView(cursor, program.ring(cursor).stages) for cursor in ordered)
 
 
-def _runtime_name(symbol: str) -> str:
-    """Lengths are kernel parameters; everything else is a local of the same name."""
-    return f"params.{symbol}" if symbol in ("seqlen_q", "seqlen_k") else symbol
-
-
 def _score(program: Program) -> ScoreView:
     form = program.score
     if form.plain:
-        return ScoreView("forward/score_product.j2", ())
-    expr = print_cpp_real(form.expr, _runtime_name)
-    return ScoreView("forward/score_formula.j2", ("score.cuh",), expr, str(form.factor))
+        return ScoreView("forward/score_product.j2")
+    over = "" if form.factor == 1 else f", over {form.factor}, which the softmax multiplies by"
+    base = ": an exponent of 2" if form.biased else over
+    comment = f"The score: what the formula makes of an element of Q K^T{base}."
+    view = elements_view("Score", comment, stage_score(form), program.inputs)
+    return ScoreView("forward/score_formula.j2", view)
 
 
 def _mask(schedule: Schedule, program: Program) -> MaskView:
     """By rows where their keys are an interval, which takes fewer instructions an element."""
     keys = row_keys(schedule.spec.mask_expr)
     if keys is None:
-        template = "forward/mask_elements.j2"
-        return MaskView(template, "mask_scores", keep=_keep(program.keep))
+        comment = "The mask: whether an element is kept."
+        staged = stage_mask(program.keep)
+        view = elements_view("Mask", comment, staged, program.inputs, keep=True)
+        template, closure = "forward/mask_elements.j2", "forward/kept_elements.j2"
+        return MaskView(template, closure, "mask_scores", "mask", elements=view)
+    names = KernelNames(program.inputs)
     end = "params.seqlen_k"
     if keys.end is not None:
-        end = f"max(min({print_cpp(keys.end, _runtime_name)}, {end}), 0)"
-    begin = "0" if keys.begin is None else f"max({print_cpp(keys.begin, _runtime_name)}, 0)"
+        end = f"max(min({print_cpp(keys.end, names)}, {end}), 0)"
+    begin = "0" if keys.begin is None else f"max({print_cpp(keys.begin, names)}, 0)"
     begins = "false" if keys.begin is None else "true"
-    return MaskView("forward/mask_rows.j2", f"mask_rows<{begins}>", begin=begin, end=end)
+    template, closure = "forward/mask_rows.j2", "forward/kept_rows.j2"
+    function, rows = f"mask_rows<{begins}>", "first_row(tile), "
+    return MaskView(template, closure, function, "kept", rows, begin=begin, end=end)
 
 
-def _keep(keep: sympy.Basic) -> str:
-    """The mask with the bound by seqlen_k first."""
-    inside = sympy.Lt(K, SEQLEN_K)
-    rest = sympy.And(*(part for part in sympy.And.make_args(keep) if part != inside))
-    text = print_cpp(inside, _runtime_name)
-    if rest is sympy.true:
-        return text
-    more = print_cpp(rest, _runtime_name)
-    return f"{text} && ({more})" if isinstance(rest, sympy.Or) else f"{text} && {more}"
+def _headers(schedule: Schedule, program: Program, mask: MaskView) -> tuple[str, ...]:
+    """Headers of the softmax, of formulas and of masks."""
+    formula, maxima = not program.score.plain, schedule.tiling.maxima
+    elements = formula or mask.elements is not None
+    guesses = formula and maxima is Maxima.SPECULATIVE
+    found = {
+        "elements": elements,
+        _SOFTMAX[maxima]: True,
+        "score": formula,
+        "speculative_score": guesses,
+    }
+    return tuple(sorted(name for name, wanted in found.items() if wanted))
 
 
 def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:

@@ -41,8 +41,8 @@ def check_supported(spec: AttentionSpec) -> None:
     """Raise UnsupportedError for what a spec may say but the forward graph cannot express yet."""
     if spec.dtype not in (DType.BF16, DType.FP16):
         raise UnsupportedError(f"dtype: {spec.dtype.value} is not compiled yet; use bf16 or fp16")
-    if spec.inputs or spec.sink:
-        raise UnsupportedError("inputs, sink: tensors beside q, k, v are not compiled yet")
+    if spec.sink:
+        raise UnsupportedError("sink: not compiled yet")
     if tuple(spec.passes) != ("forward",):
         raise UnsupportedError("passes: only [forward] is compiled yet")
 

@@ -115,6 +115,7 @@ def _artifact(
         dtype=meta.dtype,
         head_dim_qk=meta.head_dim_qk,
         head_dim_v=meta.head_dim_v,
+        inputs=meta.inputs,
         kernels=kernels,
         build_seconds=round(seconds, 3),
         library=library,

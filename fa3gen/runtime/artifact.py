@@ -16,11 +16,12 @@ from typing import Any
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
+from fa3gen.inputs import InputMeta
 
 __all__ = ["Artifact", "KernelFacts", "file_sha256"]
 
 MANIFEST = "artifact.json"
-FORMAT = 2  # of the manifest and of the library's interface
+FORMAT = 3  # of the manifest and of the library's interface
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Artifact:
     dtype: DType  # of q, k, v and out
     head_dim_qk: int
     head_dim_v: int
+    inputs: tuple[InputMeta, ...]  # in the order of the op's arguments
     kernels: tuple[KernelFacts, ...]
     build_seconds: float
     library: str  # file name of the shared library inside the directory
@@ -92,6 +94,10 @@ class Artifact:
         fields = dataclasses.asdict(self)
         del fields["directory"]
         fields["dtype"] = self.dtype.value
+        fields["inputs"] = [
+            {"name": one.name, "dtype": one.dtype.value, "shape": list(one.shape)}
+            for one in self.inputs
+        ]
         text = json.dumps({"format": FORMAT, **fields}, indent=2, sort_keys=True) + "\n"
         temporary = self.directory / f"{MANIFEST}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
@@ -128,11 +134,20 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
     for kernel in kernels:
         _check_keys(where, kernel, KernelFacts, set())
     values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
+    values["inputs"] = _inputs(where, values["inputs"])
     library = values["library"]
     if not isinstance(library, str) or Path(library).name != library:
         raise InputError(f"{where}: library must be a plain file name (got {library!r})")
     values["dtype"] = DType(values["dtype"])
     return Artifact(directory=directory, **values)
+
+
+def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
+    if not isinstance(inputs, list):
+        raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
+    for one in inputs:
+        _check_keys(where, one, InputMeta, set())
+    return tuple(InputMeta(one["name"], DType(one["dtype"]), tuple(one["shape"])) for one in inputs)
 
 
 def _check_keys(where: Path, values: object, record: type, more: set[str]) -> None:

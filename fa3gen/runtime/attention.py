@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from fa3gen.errors import InputError
 from fa3gen.runtime.artifact import Artifact
+from fa3gen.runtime.call_inputs import InputValue, check_inputs, gather_inputs
 from fa3gen.runtime.op import NAMESPACE, RegisteredOp, register
 
 __all__ = ["Attention", "load"]
@@ -54,6 +55,7 @@ class Attention:
         self._dtype: torch.dtype = getattr(torch, meta.dtype.torch_name)
         self._head_dim_qk = meta.head_dim_qk
         self._head_dim_v = meta.head_dim_v
+        self._inputs = tuple(meta.inputs)
         self._default_scale = meta.head_dim_qk**-0.5
 
     @property
@@ -65,7 +67,8 @@ class Attention:
 
     @property
     def op(self) -> OpOverload[..., Any]:
-        """The torch op ``(q, k, v, scale) -> (out, lse)``; it checks less than a call does."""
+        """The torch op ``(q, k, v, scale, *inputs) -> (out, lse)``, inputs in order of their names;
+        it checks less than a call does."""
         return self._registered.op
 
     def __repr__(self) -> str:
@@ -88,6 +91,7 @@ class Attention:
         scale: float | None = None,
         return_lse: bool = False,
         out: Tensor | None = None,
+        **inputs: InputValue,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention of ``q`` to ``k`` and ``v``.
 
@@ -98,7 +102,9 @@ class Attention:
 
         ``scale`` multiplies the scores and defaults to head_dim_qk ** -0.5. ``out``, if given, is
         written in place: (batch, seqlen_q, heads, head_dim_v), laid out as said above, overlapping
-        no input; gradients must then be off.
+        no input; gradients must then be off. ``inputs`` are those that the spec declares, by name,
+        in their dtypes and shapes (an axis of the call may have one element for all); a scalar may
+        be a number.
 
         Returns out (batch, seqlen_q, heads, head_dim_v), with ``return_lse`` also lse (batch,
         heads, seqlen_q): the natural logarithm of each row's sum of exponentials, fp32. A row
@@ -107,8 +113,11 @@ class Attention:
         """
         scale = self._default_scale if scale is None else _checked_scale(scale)
         result: tuple[Tensor, Tensor]
+        more: tuple[Tensor, ...] = ()
+        if self._inputs or inputs:
+            more = gather_inputs(self._inputs, inputs, q.device)
         if out is not None:
-            result = self._forward_out(q, k, v, scale, out)
+            result = self._forward_out(q, k, v, scale, more, out)
         elif not (
             type(q) is type(k) is type(v) is Tensor
             and k.is_cuda
@@ -116,51 +125,59 @@ class Attention:
             and q.get_device() in _checked_gpus
             and not _is_dynamo_compiling()
         ):
-            self._check_inputs(q, k, v)
-            result = self._forward(q, k, v, scale)
+            self._check_inputs(q, k, v, more)
+            result = self._forward(q, k, v, scale, more)
         else:  # eager, on a GPU: the op checks all that _check_inputs does, 2 us sooner
             try:
-                if _is_excluded(_AUTOGRAD) or (
-                    _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-                ):
-                    result = self._registered.launch(q, k, v, scale)
+                if _is_excluded(_AUTOGRAD) or (_is_grad_enabled() and _needs_grad(q, k, v, more)):
+                    result = self._registered.launch(q, k, v, scale, *more)
                 else:
                     # The op's autograd rule is Python and would only pass the call on, for 4 us.
                     _exclude(_AUTOGRAD, True)
                     try:
-                        result = self._registered.launch(q, k, v, scale)
+                        result = self._registered.launch(q, k, v, scale, *more)
                     finally:
                         _exclude(_AUTOGRAD, False)
             except RuntimeError as error:
-                self._explain(error, q, k, v)
+                self._explain(error, q, k, v, more)
         return result if return_lse else result[0]
 
-    def _forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, more: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         op = self._registered.op
         result: tuple[Tensor, Tensor]
-        if torch.compiler.is_compiling() or _recorded(q, k, v):
-            result = op(q, k, v, scale)
+        if torch.compiler.is_compiling() or _recorded(q, k, v, more):
+            result = op(q, k, v, scale, *more)
         else:
             with torch._C._AutoDispatchBelowAutograd():
-                result = op(q, k, v, scale)
+                result = op(q, k, v, scale, *more)
         return result
 
     def _forward_out(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        more: tuple[Tensor, ...],
+        out: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        self._check_inputs(q, k, v)
-        self._check_out(q, k, v, out)
+        self._check_inputs(q, k, v, more)
+        self._check_out((q, k, v), more, out)
         batch, seqlen_q, heads, _ = q.shape
         lse = q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
-        self._registered.out(q, k, v, scale, out, lse)
+        self._registered.out(q, k, v, scale, *more, out, lse)
         if not torch.compiler.is_compiling() and not out.is_inference():
             torch.autograd.graph.increment_version(out)  # as torch's own in-place ops do
         return out, lse
 
-    def _explain(self, error: RuntimeError, q: Tensor, k: Tensor, v: Tensor) -> NoReturn:
+    def _explain(
+        self, error: RuntimeError, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]
+    ) -> NoReturn:
         """Raises what the op's error means: InputError for a broken rule, else the error itself."""
         try:
-            self._check_inputs(q, k, v)
+            self._check_inputs(q, k, v, more)
         except InputError as broken:
             raise broken from None
         op = f"{NAMESPACE}::{self._registered.meta.op_name}: "
@@ -169,7 +186,7 @@ class Attention:
             raise InputError(rule.splitlines()[0]) from None
         raise error
 
-    def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> None:
         self._check_tensor("q", q, self._head_dim_qk)
         self._check_tensor("k", k, self._head_dim_qk)
         self._check_tensor("v", v, self._head_dim_v)
@@ -192,6 +209,7 @@ class Attention:
             raise InputError(f"v: heads must be those of k, {heads_k} (got {heads_v})")
         if heads % heads_k != 0 if heads_k else heads != 0:
             raise InputError(f"k: heads must divide those of q, {heads} (got {heads_k})")
+        check_inputs(self._inputs, more, q, k)
 
     def _check_tensor(self, name: str, tensor: Tensor, head_dim: int) -> None:
         if not isinstance(tensor, Tensor):
@@ -224,14 +242,17 @@ class Attention:
         elif device.type != "meta":
             raise InputError(f"q: must be on a CUDA device (got {device})")
 
-    def _check_out(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    def _check_out(
+        self, qkv: tuple[Tensor, Tensor, Tensor], more: tuple[Tensor, ...], out: Tensor
+    ) -> None:
+        q, k, v = qkv
         self._check_tensor("out", out, self._head_dim_v)
         if out.device != q.device:
             raise InputError(f"out: must be on the device of q, {q.device} (got {out.device})")
         if out.shape[:3] != q.shape[:3]:
             expected = (*q.shape[:3], self._head_dim_v)
             raise InputError(f"out: shape must be {expected} (got {tuple(out.shape)})")
-        if _recorded(q, k, v) or (torch.is_grad_enabled() and out.requires_grad):
+        if _recorded(q, k, v, more) or (torch.is_grad_enabled() and out.requires_grad):
             raise InputError(
                 "out: must not be given where gradients are recorded (a tensor requires grad); "
                 "leave it out, or call under torch.no_grad()"
@@ -248,9 +269,15 @@ def load(directory: str | Path) -> Attention:
     return Attention(register(artifact), artifact=artifact)
 
 
-def _recorded(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def _recorded(q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> bool:
     """Whether a call is recorded for a backward."""
-    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return torch.is_grad_enabled() and _needs_grad(q, k, v, more)
+
+
+def _needs_grad(q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> bool:
+    if q.requires_grad or k.requires_grad or v.requires_grad:
+        return True
+    return bool(more) and any(tensor.requires_grad for tensor in more)
 
 
 def _checked_scale(scale: float) -> float:

@@ -2,8 +2,10 @@
 
 ::
 
-    <op>(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)  # out, lse
-    <op>_out(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()
+    <op>(Tensor q, Tensor k, Tensor v, float scale, INPUTS) -> (Tensor, Tensor)  # out, lse
+    <op>_out(Tensor q, Tensor k, Tensor v, float scale, INPUTS, Tensor(a!) out, Tensor(b!) lse) -> ()
+
+INPUTS are the tensors that the spec declares, in order of their names.
 
 A built library defines its pair itself, with CUDA implementations. Without one (no GPU, no
 compiler) the pair is defined here, and implemented on the CPU by the interpreter. torch aborts the
@@ -26,6 +28,7 @@ from torch._ops import OpOverload
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import UnsupportedError
+from fa3gen.inputs import InputMeta
 from fa3gen.runtime.artifact import Artifact
 
 __all__ = ["Interpreted", "OpMeta", "RegisteredOp", "register", "register_interpreted"]
@@ -34,7 +37,7 @@ NAMESPACE = "fa3gen"
 _ops: Any = torch.ops  # torch declares no types for it
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, float scale"
 
-Interpreted = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Interpreted = Callable[..., tuple[Tensor, Tensor]]  # (q, k, v, scale, *inputs)
 
 
 class OpMeta(Protocol):
@@ -50,6 +53,8 @@ class OpMeta(Protocol):
     def head_dim_qk(self) -> int: ...
     @property
     def head_dim_v(self) -> int: ...
+    @property
+    def inputs(self) -> Sequence[InputMeta]: ...
 
 
 class RegisteredOp:
@@ -75,8 +80,10 @@ class RegisteredOp:
         name = self.meta.op_name
         library = _new_library()
         if define:
-            library.define(f"{name}({_ARGUMENTS}) -> (Tensor, Tensor)")
-            library.define(f"{name}_out({_ARGUMENTS}, Tensor(a!) out, Tensor(b!) lse) -> ()")
+            more = "".join(f", Tensor {one.name}" for one in self.meta.inputs)
+            library.define(f"{name}({_ARGUMENTS}{more}) -> (Tensor, Tensor)")
+            outputs = "Tensor(a!) out, Tensor(b!) lse"
+            library.define(f"{name}_out({_ARGUMENTS}{more}, {outputs}) -> ()")
         self.op = getattr(_ops.fa3gen, name).default
         self.out = getattr(_ops.fa3gen, f"{name}_out").default
         self.launch = self.op._op
@@ -106,15 +113,14 @@ class RegisteredOp:
             self._implement_on_cpu()
 
     def _implement_on_cpu(self) -> None:
-        def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
             assert self.interpreted is not None
-            out, lse = self.interpreted(q, k, v, scale)
+            out, lse = self.interpreted(*arguments)
             return out.contiguous(), lse.contiguous()
 
-        def forward_out(
-            q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor
-        ) -> None:
-            result, result_lse = forward(q, k, v, scale)
+        def forward_out(*arguments: Any) -> None:
+            *given, out, lse = arguments
+            result, result_lse = forward(*given)
             out.copy_(result)
             lse.copy_(result_lse)
 
@@ -152,7 +158,7 @@ def register(artifact: Artifact) -> RegisteredOp:
 def register_interpreted(meta: OpMeta, function: Interpreted) -> RegisteredOp:
     """Defines the op of ``meta``, if no library has, and implements it on CPU tensors.
 
-    ``function(q, k, v, scale)`` returns new tensors (out, lse) of any strides: out (batch,
+    ``function(q, k, v, scale, *inputs)`` returns new tensors (out, lse) of any strides: out (batch,
     seqlen_q, heads, head_dim_v) in q's dtype, lse (batch, heads, seqlen_q) fp32.
     """
     with _lock:
@@ -169,14 +175,14 @@ def _register_shapes(library: Any, meta: OpMeta) -> None:
     """Shapes, dtypes and strides of the results, for tracing; sizes may be symbolic."""
     head_dim_v = meta.head_dim_v
 
-    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         batch, seqlen_q, heads, _ = q.shape
         out = q.new_empty((batch, seqlen_q, heads, head_dim_v))
         return out, q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
 
-    def forward_out(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor
-    ) -> None:
+    def forward_out(*arguments: Any) -> None:
         return None
 
     name = f"{NAMESPACE}::{meta.op_name}"
@@ -195,10 +201,11 @@ def _register_autograd(library: Any, meta: OpMeta) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.shapes = [list(tensor.shape) for tensor in inputs[:3]]
+        ctx.count = len(inputs) - 4
 
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = _ops.fa3gen.no_backward(grad_out, *ctx.shapes, name)
-        return q, k, v, None
+        return q, k, v, None, *([None] * ctx.count)
 
     torch.library.register_autograd(
         f"{NAMESPACE}::{meta.op_name}", backward, setup_context=setup_context, lib=library

@@ -11,16 +11,19 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
 import sympy
 import torch
+from sympy.core.function import AppliedUndef
 from torch import Tensor
 
+from fa3gen.dtypes import DType
 from fa3gen.errors import VerificationError
+from fa3gen.ir.score import LOG2E
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.machine import Agent, Machine, Place
@@ -48,7 +51,8 @@ class Execution:
 
 
 class Interpreter:
-    """A schedule's Program as a function of CPU tensors, ``(q, k, v, scale) -> (out, lse)``."""
+    """A schedule's Program as a function of CPU tensors, ``(q, k, v, scale, *inputs) -> (out, lse)``;
+    the inputs in the order of the spec's."""
 
     def __init__(self, schedule: Schedule, execution: Execution | None = None) -> None:
         if execution is None:
@@ -58,29 +62,33 @@ class Interpreter:
         self.bounds = schedule.bounds
         self.execution = execution
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Run the Program; shapes, types and errors as of :func:`interpret`."""
-        return interpret(self.program, self.bounds, (q, k, v), scale, self.execution)
+        tensors = (q, k, v, *inputs)
+        return interpret(self.program, self.bounds, tensors, scale, self.execution)
 
 
 def interpret(
     program: Program,
     bounds: KeyBounds,
-    inputs: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, ...],
     scale: float,
     execution: Execution = Execution(),
 ) -> tuple[Tensor, Tensor]:
-    """Run a Program on ``inputs`` q, k and v.
+    """Run a Program on q, k, v and its inputs.
 
     q (batch, seqlen_q, heads, d), k (batch, seqlen_k, heads_k, d) and v (batch, seqlen_k, heads_k,
-    d_v) are CPU tensors of the Program's type with any strides; heads_k divides heads. Returns out
+    d_v) are CPU tensors of the Program's type with any strides; heads_k divides heads. Inputs have
+    the types and axes that the Program declares. Returns out
     (batch, seqlen_q, heads, d_v) in that type and the natural-log LSE (batch, heads, seqlen_q) in
     fp32, both new and contiguous. A row without keys gives 0 and -inf, a row that the Program does
     not write NaN. Raises VerificationError where the Program deadlocks or breaks a rule of the
     machine that no value shows.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        call = _Call(program, *inputs, scale)
+        call = _Call(program, tensors, scale)
         works = call.work_tiles()
         ranges = [call.tile_range(bounds, m_block) for m_block in call.m_blocks]
         order = None if execution.seed is None else random.Random(execution.seed)
@@ -130,8 +138,9 @@ class _WorkTile:
 class _Call:
     """The tensors of one call and what its work tiles share."""
 
-    def __init__(self, program: Program, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    def __init__(self, program: Program, tensors: tuple[Tensor, ...], scale: float) -> None:
         self.program = program
+        q, k, v, *inputs = tensors
         self.global_tensors = {"Q": q, "K": k, "V": v}
         self.dtype: torch.dtype = getattr(torch, program.dtype.torch_name)
         self.batch, self.seqlen_q, self.heads, _ = q.shape
@@ -145,7 +154,8 @@ class _Call:
         nan = math.nan  # shows what the Program does not write
         self.out = q.new_full((self.batch, self.seqlen_q, self.heads, self.dim_v), nan)
         self.lse = q.new_full((self.batch, self.heads, self.seqlen_q), nan, dtype=torch.float32)
-        self.masks = _Masks(program, self.seqlen_q, self.seqlen_k)
+        self.inputs = _inputs(program, inputs)
+        self.masks = _Masks(program, self.seqlen_q, self.seqlen_k, self.inputs)
 
     def work_tiles(self) -> list[_WorkTile]:
         """Every work tile, those with the last rows first."""
@@ -194,6 +204,16 @@ class _Call:
             raise VerificationError(f"stores {name}, which is no output")
 
 
+def _inputs(program: Program, tensors: Sequence[Tensor]) -> dict[Any, Tensor]:
+    """Inputs as formulas name them: scalars by their symbol, tables by their name."""
+    found: dict[Any, Tensor] = {}
+    for meta, tensor in zip(program.inputs, tensors, strict=True):
+        value = tensor if meta.dtype is DType.INT32 else tensor.float()
+        scalar = symbols.scalar_input(meta.name, meta.dtype)
+        found[meta.name if meta.shape else scalar] = value
+    return found
+
+
 def _fp32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device="cpu")
 
@@ -201,6 +221,7 @@ def _fp32(value: float) -> Tensor:
 # --- values ---------------------------------------------------------------------------------------
 
 _NAN = _fp32(math.nan)
+_LOG2E = _fp32(math.log2(math.e))
 _LIMIT = 14.0  # exponents up to which a lazy maximum stays
 # Of a thread's exponentials in a row, where it was right to speculate on them.
 _LARGEST_SUM = {torch.float16: 2.0**14, torch.bfloat16: 2.0**60}
@@ -273,7 +294,11 @@ class _Tensors:
                 return {name: self._exp2_above(s, row_max)}
             case CalcKind.ROW_SUM:
                 return {"row_sum": row_sum * alpha + s.sum(-1, keepdim=True)}
-            case CalcKind.SPECULATE:
+            case CalcKind.ROWS:
+                return {"rows": _fp32(0.0)}  # formulas are evaluated whole
+            case CalcKind.SPECULATE | CalcKind.SPECULATE_SCORE:
+                if calc.kind is CalcKind.SPECULATE_SCORE:
+                    s = self._formula(s, place)
                 s = torch.exp2(s * self.call.scale_log2 - row_max * self.call.scale_log2)
                 sums = s.sum(-1, keepdim=True)
                 return {name: s, "P": s.to(self.call.dtype).float(), "tile_sum": sums}
@@ -311,14 +336,14 @@ class _Tensors:
         return self.call.masks.tile(self._first_row(place), self._first_key(place), heads)
 
     def _formula(self, s: Tensor, place: Place) -> Tensor:
-        """The score formula of a tile of products, over its factor, in fp32."""
+        """What the formula makes of a tile of products, in fp32."""
         form = self.program.score
         if form.plain:
             return s
         heads = {symbol: _integer(value) for symbol, value in self._heads(place).items()}
         at = self.call.masks.positions(self._first_row(place), self._first_key(place)) | heads
-        at[symbols.score] = s * self.call.score_scale
-        return evaluate(form.expr, at).float().expand(HOPPER.wgmma_rows, self.program.block_n)
+        at |= {symbols.score: s * self.call.score_scale, LOG2E: _LOG2E, **self.call.inputs}
+        return evaluate(form.value, at).float().expand(HOPPER.wgmma_rows, self.program.block_n)
 
     def _heads(self, place: Place) -> dict[Any, int]:
         work = self.work[place.work]
@@ -411,8 +436,10 @@ class _Masks:
 
     _MOST = 256  # tiles remembered
 
-    def __init__(self, program: Program, seqlen_q: int, seqlen_k: int) -> None:
-        self.keep = program.keep
+    def __init__(
+        self, program: Program, seqlen_q: int, seqlen_k: int, inputs: Mapping[Any, Tensor]
+    ) -> None:
+        self.keep, self.inputs = program.keep, inputs
         self.block_n = program.block_n
         self.shift = seqlen_k - seqlen_q
         self.lengths = {
@@ -441,6 +468,7 @@ class _Masks:
     def _evaluate(self, first_row: int, first_key: int, heads: Mapping[Any, int]) -> Tensor:
         values = self.positions(first_row, first_key)
         values |= {symbol: _integer(value) for symbol, value in heads.items()}
+        values |= self.inputs
         return evaluate(self.keep, values).expand(HOPPER.wgmma_rows, self.block_n)
 
 
@@ -496,11 +524,21 @@ _CALLED: dict[type[Any], Callable[..., Tensor]] = {
 }
 
 
+def _looked_up(table: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    if not table.numel():  # then nothing that it gives is kept
+        return torch.zeros((), dtype=table.dtype, device="cpu")
+    inside = [
+        index.long().clamp(0, size - 1) for index, size in zip(indices, table.shape, strict=True)
+    ]
+    return table[tuple(inside)]
+
+
 def evaluate(expr: Any, values: Mapping[Any, Tensor]) -> Tensor:
     """A parsed formula or mask on tensors that broadcast: integers exactly, reals in fp32.
 
-    ``values`` gives each symbol's tensor; the atoms are those of ``fa3gen.spec.symbols``. Raises
-    VerificationError for an expression of any other.
+    ``values`` gives each symbol's tensor, and each table's by its name; indices beyond a table are
+    clamped to it. The atoms are those of ``fa3gen.spec.symbols``. Raises VerificationError for an
+    expression of any other.
     """
     if expr in (sympy.true, sympy.false):
         return torch.tensor(expr == sympy.true, device="cpu")
@@ -511,6 +549,8 @@ def evaluate(expr: Any, values: Mapping[Any, Tensor]) -> Tensor:
     if expr in values:
         return values[expr]
     parts = [evaluate(part, values) for part in expr.args]
+    if isinstance(expr, AppliedUndef) and expr.func.__name__ in values:
+        return _looked_up(values[expr.func.__name__], parts)
     if expr.func in _JOINED:
         return reduce(_JOINED[expr.func], parts)
     if expr.func in _CALLED:

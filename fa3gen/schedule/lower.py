@@ -64,6 +64,7 @@ from fa3gen.schedule.program import (
     TmaStoreWait,
     Wait,
 )
+from fa3gen.schedule.ranges import row_keys
 from fa3gen.schedule.schedule import (
     MemoryPlan,
     Persistence,
@@ -115,7 +116,6 @@ _MAXIMA = {Maxima.EXACT: _CALCS, Maxima.LAZY: _LAZY_CALCS, Maxima.SPECULATIVE: _
 
 _GUESS = ("{S}", "P", "tile_sum")
 _FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where maxima are guessed
-    "ScoreMod": _CALCS["ScoreMod"],
     "Exp": (_Step(CalcKind.SPECULATE, ("{S}", "row_max"), _GUESS),),
     "ConvertP": (
         _Step(
@@ -125,6 +125,29 @@ _FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where
         ),
     ),
 }
+
+
+_FULL_FORMULA_CALCS = _FULL_CALCS | {
+    "Exp": (_Step(CalcKind.SPECULATE_SCORE, ("{S}", "row_max"), _GUESS),),
+}
+
+
+def _calcs(schedule: Schedule, guesses: bool) -> dict[str, tuple[_Step, ...]]:
+    """The computations of each operation; ``guesses``: where maxima are guessed."""
+    if not guesses:
+        return _MAXIMA[schedule.tiling.maxima]
+    return _FULL_CALCS if schedule.graph.score is None else _FULL_FORMULA_CALCS
+
+
+def _row_readers(schedule: Schedule) -> frozenset[CalcKind]:
+    """The computations that take what is kept of a work tile's rows: those of a formula, and of a
+    mask that is told element by element."""
+    readers: set[CalcKind] = set()
+    if schedule.graph.score is not None:
+        readers |= {CalcKind.SCORE, CalcKind.SPECULATE_SCORE, CalcKind.REDO}
+    if row_keys(schedule.spec.mask_expr) is None:
+        readers.add(CalcKind.MASK)
+    return frozenset(readers)
 
 
 def _parts(block_n: int) -> tuple[tuple[int, int], ...]:
@@ -159,6 +182,7 @@ def lower(schedule: Schedule) -> Program:
         block_m=tiling.block_m,
         block_n=tiling.block_n,
         dtype=schedule.spec.dtype,
+        inputs=schedule.spec.input_metas,
         score=score_form(schedule.spec.score_expr),
         keep=schedule.graph.op(Mask).keep,
         threads=schedule.threads,
@@ -345,6 +369,8 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             emit.calc(CalcKind.CLEAR_SHIFTED, (), ("O", "shift", "row_sum"))
         else:
             emit.calc(CalcKind.CLEAR, (), ("O", "row_max", "row_sum"))
+        if _row_readers(schedule):
+            emit.calc(CalcKind.ROWS, (), ("rows",))
         if not early:
             emit.acquire("Q")
         with emit.if_tiles():
@@ -467,12 +493,12 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
             emit.stage_operand(StageOut(score, "P", place.stage), sync)
         else:
             parts = _parts(schedule.tiling.block_n)
-            calcs = _FULL_CALCS if part.guesses else _MAXIMA[schedule.tiling.maxima]
-            for step in calcs[place.op]:
+            for step in _calcs(schedule, part.guesses)[place.op]:
                 reads, writes = (
                     tuple(name.format(S=score) for name in side)
                     for side in (step.reads, step.writes)
                 )
+                reads += ("rows",) if step.kind in _row_readers(schedule) else ()
                 keys = None if step.part is None else parts[step.part]
                 emit.calc(step.kind, reads, writes, place.stage, keys)
     complete = stages.stop > schedule.depth and schedule.score_tiles == 1

@@ -8,10 +8,11 @@ import sympy
 
 from fa3gen.dtypes import DType
 from fa3gen.ir.score import score_form
+from fa3gen.ir.staging import Rate, Staged, stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER, Arch
-from fa3gen.schedule.ranges import KeyBounds, key_bounds
+from fa3gen.schedule.ranges import KeyBounds, key_bounds, row_keys
 from fa3gen.schedule.schedule import Persistence, Tiling
-from fa3gen.spec import AttentionSpec, symbols
+from fa3gen.spec import AttentionSpec
 from fa3gen.spec.model import Maxima, OStaging
 from fa3gen.spec.symbols import FloorDiv, FloorMod
 
@@ -50,7 +51,7 @@ _NO_PLACE = (
     "1 or 2, and stages that together have as many keys as the tile has rows"
 )
 _REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
-_SCORE_REGISTERS, _POSITION_REGISTERS = 8, 32  # of formulas in the score alone, and of positions
+_SCORE_REGISTERS, _ELEMENT_REGISTERS = 6, 6  # temporaries of formulas, and of masks by elements
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
@@ -131,13 +132,23 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
 
 
 def _formula_registers(spec: AttentionSpec) -> int:
-    """Registers of a score formula: temporaries, positions, what the compiler finds once for many
-    elements."""
+    """Registers of a score formula and of a mask that is told element by element: what they keep of
+    a work tile and its rows, and temporaries."""
     form = score_form(spec.score_expr)
-    if form.plain:
-        return 0
-    of_score = form.expr.free_symbols <= {symbols.score}
-    return (_SCORE_REGISTERS if of_score else _POSITION_REGISTERS) + form.arithmetic
+    found = 0
+    if not form.plain:
+        found += _SCORE_REGISTERS + form.arithmetic // 2 + _kept_registers(stage_score(form))
+    if row_keys(spec.mask_expr) is None:
+        found += _ELEMENT_REGISTERS + _kept_registers(stage_mask(spec.mask_expr))
+    return found
+
+
+def _kept_registers(staged: Staged) -> int:
+    """Of what a work tile, its rows and a KV tile share, by their rates."""
+    rows = HOPPER.warpgroup // HOPPER.wgmma_rows
+    return len(staged.of(Rate.WORK)) + rows * (
+        len(staged.of(Rate.ROW)) + len(staged.of(Rate.BASE))
+    )
 
 
 def _redo_registers(spec: AttentionSpec, block_n: int) -> int:

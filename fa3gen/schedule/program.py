@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
+from fa3gen.inputs import InputMeta
 from fa3gen.ir.score import ScoreForm
 
 __all__ = [
@@ -361,7 +362,8 @@ class CalcKind(enum.Enum):
     """Register computations of one warpgroup."""
 
     CLEAR = "O = 0, row_max = -inf, row_sum = 0"
-    SCORE = "S = the formula of S scale, over its factor"
+    ROWS = "what formulas and masks take of the work tile and its rows"
+    SCORE = "S = the formula of S"
     MASK = "S = S where kept, else -inf"
     ROW_MAX = "row_max' = max(row_max, rowmax S); alpha = 2^((row_max - row_max') scale_log2)"
     EXP = "S = 2^((S - row_max) scale_log2)"
@@ -372,6 +374,7 @@ class CalcKind(enum.Enum):
 
     # with the maxima of the tiles before
     SPECULATE = "S = 2^((S - row_max) scale_log2), P = S in the operand type, tile_sum = rowsum S"
+    SPECULATE_SCORE = "the same of the formula of S"
     REDO = (
         "row_sum += tile_sum; where that is too large S, P, row_max, alpha, O, row_sum from Q K^T"
     )
@@ -590,6 +593,7 @@ class Program:
     block_m: int
     block_n: int
     dtype: DType
+    inputs: tuple[InputMeta, ...]
     score: ScoreForm
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int

@@ -104,13 +104,16 @@ class Tokens:
                     "row_max": _Token("row_max", work),
                     "row_sum": _Token("row_sum", work),
                 }
+            case CalcKind.ROWS:
+                return {"rows": _Token("rows", work)}
             case CalcKind.SCORE:
                 (name, s) = _score(registers)
                 s = _demand(s, "S", place, tile=place.tile)
-                if s.scored:
-                    raise VerificationError("takes the formula of scores that have gone through it")
+                _check_rows(registers, place)
+                _check_raw(s)
                 return {name: replace(s, scored=True)}
             case CalcKind.MASK:
+                _check_rows(registers, place)
                 (name, s) = _score(registers)
                 s = _demand(s, "S", place, tile=place.tile)
                 if not s.scored:
@@ -135,8 +138,14 @@ class Tokens:
                 _demand(registers["row_sum"], "row_sum", place, tile=e.tile)
                 _demand(registers["alpha"], "alpha", place, tile=e.scaled)
                 return {"row_sum": _Token("row_sum", work, e.tile + 1)}
-            case CalcKind.SPECULATE:
-                return self._speculate(registers, place)
+            case CalcKind.SPECULATE | CalcKind.SPECULATE_SCORE:
+                name, s = _score(registers)
+                s = _demand(s, "S", place, tile=place.tile)
+                if calc.kind is CalcKind.SPECULATE_SCORE:
+                    _check_rows(registers, place)
+                    _check_raw(s)
+                    s = replace(s, scored=True)
+                return self._speculate(name, s, registers, place)
             case CalcKind.REDO:
                 return self._redo(registers, place)
             case CalcKind.CONVERT:
@@ -193,11 +202,11 @@ class Tokens:
             return {name: replace(s, raised=end)}
         return {name: _Token("E", place.work, s.tile, s.tile + 1)}
 
-    def _speculate(self, registers: dict[str, Any], place: Place) -> dict[str, Any]:
+    def _speculate(
+        self, name: str, s: _Token, registers: dict[str, Any], place: Place
+    ) -> dict[str, Any]:
         """Powers of 2 over the maxima of the tiles before. What is done again if they are wrong
         knows no mask, so that the tile must need none."""
-        name, s = _score(registers)
-        s = _demand(s, "S", place, tile=place.tile)
         if s.masked:
             raise VerificationError("speculates on a masked tile, which cannot be done again")
         _check_masked(s, place)
@@ -207,6 +216,7 @@ class Tokens:
 
     def _redo(self, registers: dict[str, Any], place: Place) -> dict[str, Any]:
         """The tile's maxima, sums and P, whether the guess was right or not; O with them."""
+        _check_rows(registers, place)
         name, guess = _score(registers)
         tile = _demand(guess, "guess", place, tile=place.tile).tile
         for other in ("P", "tile_sum"):
@@ -286,6 +296,17 @@ def _rescaled(o: Any, tiles: int, place: Place) -> _Token:
     if o.tile and o.scaled != tiles - 1:
         raise VerificationError(f"rescales O from {o.scaled} tiles to {tiles}")
     return _Token("O", place.work, o.tile, tiles)
+
+
+def _check_rows(registers: dict[str, Any], place: Place) -> None:
+    """What is kept of rows, where it is read, must be of this work tile."""
+    if "rows" in registers:
+        _demand(registers["rows"], "rows", place)
+
+
+def _check_raw(s: _Token) -> None:
+    if s.scored:
+        raise VerificationError("takes the formula of scores that have gone through it")
 
 
 def _check_masked(s: _Token, place: Place) -> None:

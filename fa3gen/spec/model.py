@@ -25,6 +25,7 @@ from pydantic import (
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import SpecError
+from fa3gen.inputs import MAX_INPUTS, InputMeta
 from fa3gen.spec.rules import check_input_name, check_name, check_string_keys, shortened, spec_error
 
 __all__ = [
@@ -237,6 +238,8 @@ class InputTable(Mapping[str, InputSpec]):
 
 
 def _input_table(inputs: Mapping[str, InputSpec]) -> InputTable:
+    if len(inputs) > MAX_INPUTS:
+        raise SpecError(f"there are at most {MAX_INPUTS} inputs", value=len(inputs))
     for name in inputs:
         try:
             check_input_name(name)
@@ -378,6 +381,11 @@ class AttentionSpec(_Record):
         from fa3gen.spec.formula import parse_score
 
         return parse_score(self.score, self.inputs)
+
+    @property
+    def input_metas(self) -> tuple[InputMeta, ...]:
+        """The declared inputs in the order of the op's arguments."""
+        return tuple(InputMeta(name, one.dtype, one.shape) for name, one in self.inputs.items())
 
     def canonical(self) -> str:
         """JSON with sorted keys and defaults filled in: the same for all spellings of a variant."""

@@ -51,15 +51,16 @@ const fa3gen::host::ForwardOp kOp{
     .head_dim_v = 96,
     .score_factor = 1.0,
     .score_is_product = true,
+    .inputs = {},
     .kernels = kKernels,
 };
 
 std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, double scale) {
-  return fa3gen::host::forward(kOp, q, k, v, scale);
+  return fa3gen::host::forward(kOp, q, k, v, scale, {});
 }
 
 void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor lse) {
-  fa3gen::host::forward_out(kOp, q, k, v, scale, out, lse);
+  fa3gen::host::forward_out(kOp, q, k, v, scale, {}, out, lse);
 }
 }  // namespace
 

@@ -101,6 +101,7 @@ struct ProductQK {
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
+
 // O (+)= P V, P from registers, V from shared memory along its rows
 struct ProductPV {
   CUTE_DEVICE static void issue(float* d, uint32_t const* a, uint64_t b, bool accumulate) {
@@ -126,14 +127,17 @@ struct ProductPV {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
   }
 };
+
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
 CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
+
 // The mask: the keys that query row `row` keeps. Position q is the row's, aligned to the last key.
 CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
   [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
   return {0, max(min(q + 1, params.seqlen_k), 0)};
 }
+
 // The KV tiles that some query of a block keeps, and those that every one keeps whole.
 CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   [[maybe_unused]] int const q_first = m_block * kBlockM + params.seqlen_k - params.seqlen_q;
@@ -271,7 +275,7 @@ causal_d96_bf16_forward_to_1472(__grid_constant__ CUtensorMap const tma_q,
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
     };
-    auto const kept = [&](auto... position) { return keep(position..., params); };
+    auto const kept = [&](int row) { return keep(row, params); };
 
     fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;

@@ -34,15 +34,16 @@ const fa3gen::host::ForwardOp kOp{
     .head_dim_v = 128,
     .score_factor = 50.0,
     .score_is_product = false,
+    .inputs = {},
     .kernels = kKernels,
 };
 
 std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, double scale) {
-  return fa3gen::host::forward(kOp, q, k, v, scale);
+  return fa3gen::host::forward(kOp, q, k, v, scale, {});
 }
 
 void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor out, Tensor lse) {
-  fa3gen::host::forward_out(kOp, q, k, v, scale, out, lse);
+  fa3gen::host::forward_out(kOp, q, k, v, scale, {}, out, lse);
 }
 }  // namespace
 

@@ -21,7 +21,9 @@
 #include <fa3gen/barrier.cuh>
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
+#include <fa3gen/elements.cuh>
 #include <fa3gen/score.cuh>
+#include <fa3gen/speculative_score.cuh>
 #include <fa3gen/speculative_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
@@ -101,6 +103,7 @@ struct ProductQK {
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
+
 // O (+)= P V, P from registers, V from shared memory along its rows
 struct ProductPV {
   CUTE_DEVICE static void issue(float* d, uint32_t const* a, uint64_t b, bool accumulate) {
@@ -130,24 +133,54 @@ struct ProductPV {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
   }
 };
+
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
 CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
-// The score: what the formula makes of the product of query row `row` and key `k`, over the factor
-// 50, which the softmax multiplies by.
-CUTE_DEVICE auto score_mod(fa3gen::WorkTile const& tile, ForwardParams const& params) {
-  return [&](float product, int row, int k) -> float {
-    [[maybe_unused]] float const score = product * params.scale;
-    [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
+
+// The score: what the formula makes of an element of Q K^T, over 50, which the softmax multiplies by.
+struct Score {
+  static constexpr bool kBiased = false;  // whether values are exponents of 2
+  ForwardParams const& params;
+  int const first_row;  // of this thread's rows, which are 8 apart
+  float w0;
+
+  // What a work tile and its rows share.
+  CUTE_DEVICE Score(fa3gen::WorkTile const& tile, int first_row, ForwardParams const& params)
+      : params(params), first_row(first_row) {
     [[maybe_unused]] int const b = tile.batch, h = tile.head, hk = tile.kv_head;
-    return fa3gen::tanh_approx(0.02f * score);
+    w0 = 0.02f * params.scale;
+  }
+
+  // What a row shares in a KV tile, whose first key of this thread is k.
+  struct Base {
   };
-}
+  CUTE_DEVICE Base base([[maybe_unused]] int r, [[maybe_unused]] int k) const {
+    [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
+    return {};
+  }
+
+  // What both rows of this thread share at key k.
+  struct Column {
+  };
+  CUTE_DEVICE Column column([[maybe_unused]] int k) const {
+    return {};
+  }
+
+  // Row r of this thread and key k, which is `offset` after its first of the KV tile.
+  CUTE_DEVICE float operator()(float product, [[maybe_unused]] int r, [[maybe_unused]] Base const& base,
+      [[maybe_unused]] Column const& column, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
+    [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
+    return fa3gen::tanh_approx(product * w0);
+  }
+};
+
 // The mask: the keys that query row `row` keeps. Position q is the row's, aligned to the last key.
 CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
   [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
   return {0, max(min(q + 1, params.seqlen_k), 0)};
 }
+
 // The KV tiles that some query of a block keeps, and those that every one keeps whole.
 CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
   [[maybe_unused]] int const q_first = m_block * kBlockM + params.seqlen_k - params.seqlen_q;
@@ -285,7 +318,7 @@ softcap_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
     };
-    auto const kept = [&](auto... position) { return keep(position..., params); };
+    auto const kept = [&](int row) { return keep(row, params); };
 
     fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;
@@ -309,6 +342,7 @@ softcap_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
 
       clear(tOrO);
       rows.clear();
+      Score const score(tile, first_row(tile), params);
 
       if (kv.begin < kv.end) {
         fa3gen::wait_barrier(q_full[q.stage], q.parity);
@@ -324,7 +358,7 @@ softcap_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
-        fa3gen::modify_scores(scores, first_row(tile), n * kBlockN, score_mod(tile, params));
+        fa3gen::modify_scores(scores, n * kBlockN, score);
         fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
         fa3gen::update_max(scores, rows, params.scale_log2);
         fa3gen::exponentiate(scores, rows, params.scale_log2);
@@ -350,7 +384,7 @@ softcap_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::modify_scores(scores, first_row(tile), n * kBlockN, score_mod(tile, params));
+          fa3gen::modify_scores(scores, n * kBlockN, score);
           fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
           fa3gen::update_max(scores, rows, params.scale_log2);
           fa3gen::settle_alpha(rows);
@@ -382,15 +416,14 @@ softcap_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::modify_scores(scores, first_row(tile), n * kBlockN, score_mod(tile, params));
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
+          fa3gen::speculate_scores<Element>(scores, tOrP, rows, params.scale_log2, n * kBlockN, score);
           if (fa3gen::overshot<Element>(rows)) {
             fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
-            fa3gen::modify_scores(scores, first_row(tile), n * kBlockN, score_mod(tile, params));
+            fa3gen::modify_scores(scores, n * kBlockN, score);
             fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);
             fa3gen::exponentiate(scores, rows, params.scale_log2);

@@ -171,9 +171,9 @@ def test_texts_of_sums_begin_with_a_positive_term_and_end_with_the_constant() ->
 
 def test_texts_of_bounds() -> None:
     bounds = key_bounds(parse_mask("causal and chunk(64) or prefix(9)", {}))
-    assert print_cpp(bounds.some_end, runtime_name) == "max(9, q_last + 1)"
+    assert print_cpp(bounds.some_end, NAMES) == "max(9, q_last + 1)"
     bounds = key_bounds(parse_mask("k < row or q < 3", {}))
-    assert print_cpp(bounds.every_end, runtime_name) == (
+    assert print_cpp(bounds.every_end, NAMES) == (
         "max(q_first + params.seqlen_q - params.seqlen_k, q_last <= 2 ? params.seqlen_k : 0)"
     )
 
@@ -218,7 +218,7 @@ def test_bounds_of_long_sequences_stay_within_int32(tmp_path: Path) -> None:
         if end is not None
     ]
     assert len(ends) > 1.5 * len(LONG_MASKS)
-    printed = [print_cpp(end, runtime_name) for end in ends]
+    printed = [print_cpp(end, NAMES) for end in ends]
     signature = "int q_first, int q_last, Params params"
     for end, cpp, values in zip(
         ends, printed, run(tmp_path, signature, printed, tiles), strict=True

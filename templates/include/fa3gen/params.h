@@ -13,8 +13,15 @@ struct GlobalTensor {
   int64_t head_stride;
 };
 
+// A tensor that formulas look up, of up to 4 dimensions; a dimension of one element is broadcast.
+struct InputTensor {
+  void const* data;
+  int64_t strides[4];  // elements
+  int sizes[4];
+};
+
 // Run-time values of a forward call. Tensors reach the kernel as TMA descriptors beside this; Q and K
-// once more, for warps whose speculation on the row maxima has failed.
+// once more, for warps whose speculation on the row maxima has failed. Input tensors follow it.
 struct ForwardParams {
   float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
   float scale_log2;     // what scores are multiplied by, base 2: the softmax scale or a formula's factor

@@ -1,17 +1,15 @@
-// Score formulas: a tile of scores, element by element, and the functions that formulas name.
+// The functions that score formulas name.
 #pragma once
 
 #include <cmath>
-
-#include <cute/tensor.hpp>
 
 #include <fa3gen/softmax.cuh>
 
 namespace fa3gen {
 
-__device__ __forceinline__ float exp_approx(float x) {
-  return exp2_approx(x * 1.44269504088896341f);
-}
+constexpr float kLog2e = 1.44269504088896341f;
+
+__device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * kLog2e); }
 
 // 1 - 2 / (e^2x + 1), within a few units of 2^-23. NOTES: tanh.approx.f32 takes one instruction of the
 // special-function unit instead of two, but is off by up to 2^-11, which a soft cap multiplies by 30 to 50.
@@ -30,20 +28,6 @@ __device__ __forceinline__ float log_approx(float x) {
 // The remainder with the divisor's sign, as in Python.
 __device__ __forceinline__ float floor_mod(float x, float y) {
   return x - y * floorf(x / y);
-}
-
-// S = formula(S, row, key). Element (0, 0) of the tile is (row, key).
-template <class Scores, class Formula>
-__device__ __forceinline__ void modify_scores(Scores&& scores, int row, int key, Formula formula) {
-  int const lane = threadIdx.x % 32;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int c = 0; c < cute::size<1>(scores); ++c) {
-      int const column = c / 2 * 8 + lane % 4 * 2 + c % 2;
-      scores(r, c) = formula(scores(r, c), row + 8 * r, key + column);
-    }
-  }
 }
 
 }  // namespace fa3gen

@@ -203,20 +203,4 @@ __device__ __forceinline__ void mask_rows(Scores&& scores, int row, int key, Key
   }
 }
 
-// S = S where keep(row, key) holds, -inf elsewhere. Element (0, 0) of the tile is (row, key).
-template <class Scores, class Keep>
-__device__ __forceinline__ void mask_scores(Scores&& scores, int row, int key, Keep keep) {
-  int const lane = threadIdx.x % 32;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int c = 0; c < cute::size<1>(scores); ++c) {
-      int const column = c / 2 * 8 + lane % 4 * 2 + c % 2;
-      if (!keep(row + 8 * r, key + column)) {
-        scores(r, c) = -INFINITY;
-      }
-    }
-  }
-}
-
 }  // namespace fa3gen

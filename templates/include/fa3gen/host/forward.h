@@ -7,12 +7,15 @@
 #include <algorithm>
 #include <climits>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <tuple>
+#include <vector>
 
 #include "fa3gen/host/device_kernel.h"
 #include "fa3gen/host/error.h"
+#include "fa3gen/host/inputs.h"
 #include "fa3gen/host/tensor.h"
 #include "fa3gen/host/tensor_map.h"
 #include "fa3gen/host/work_counter.h"
@@ -47,6 +50,7 @@ struct ForwardOp {
   int head_dim_v;
   double score_factor;    // that scores are multiplied by, beside log2(e)
   bool score_is_product;  // and by the softmax scale, which else the score formula takes
+  std::span<const InputArgument> inputs;
   std::span<const ForwardKernel> kernels;
 
   const ForwardKernel& kernel_for(int64_t keys) const {
@@ -62,9 +66,18 @@ struct ForwardTensors {
   Tensor v;    // (batch, seqlen_k, heads_k, head_dim_v)
   Tensor out;  // (batch, seqlen_q, heads, head_dim_v)
   Tensor lse;  // (batch, heads, seqlen_q) fp32
+  std::vector<Tensor> inputs;
 };
 
-inline void check_inputs(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+// What the kernel takes by value: as much of it as the op has inputs.
+struct ForwardArguments {
+  ForwardParams params;
+  InputTensor inputs[kMaxInputs];
+};
+static_assert(offsetof(ForwardArguments, inputs) == sizeof(ForwardParams));
+
+inline void check_arguments(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                            const std::vector<Tensor>& inputs) {
   const Argument arg_q{op.name, "q", q}, arg_k{op.name, "k", k}, arg_v{op.name, "v", v};
   const int device = q.get_device_index();
   check_tensor(arg_q, op.element, device, op.head_dim_qk);
@@ -82,6 +95,18 @@ inline void check_inputs(const ForwardOp& op, const Tensor& q, const Tensor& k, 
   if (!(std::isnormal(scale_log2) && scale_log2 > 0)) {
     fail(op.name, ": scale must be finite and positive in fp32 (got ", scale, ")");
   }
+  const CallSizes sizes{q.size(kBatch), heads, heads_k, q.size(kSeqlen), k.size(kSeqlen)};
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    check_input(op.name, op.inputs[i], inputs[i], sizes, device);
+  }
+}
+
+inline std::vector<Tensor> readable_inputs(const ForwardOp& op, const std::vector<Tensor>& inputs) {
+  std::vector<Tensor> readable;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    readable.push_back(readable_input(op.inputs[i], inputs[i]));
+  }
+  return readable;
 }
 
 // Outputs that the caller brought. They are written in place, so that a copy is no remedy here.
@@ -179,7 +204,11 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
   CUtensorMap tma_o = encode_tensor_map({op.name, "out", tensors.out}, tensors.out.mutable_data_ptr(), element,
                                         kernel.o, Access::kStore);
 
-  ForwardParams params = make_params(op, kernel, tensors, scale);
+  ForwardArguments forward_arguments;
+  ForwardParams& params = forward_arguments.params = make_params(op, kernel, tensors, scale);
+  for (size_t i = 0; i < tensors.inputs.size(); ++i) {
+    forward_arguments.inputs[i] = input_tensor(tensors.inputs[i], base_q);
+  }
   const int resident_ctas = ready.sm_count * kernel.cta_per_sm;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kernel.persistent ? std::min(resident_ctas, params.work_tiles) : params.work_tiles);
@@ -194,14 +223,14 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
   } else if (kernel.claims) {
     params.next_work = work_counter(device, config.stream);
   }
-  void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, &params};
+  void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, &forward_arguments};
   check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments), "cudaLaunchKernelExC");
 }
 
 // out and lse in new tensors.
 inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v,
-                                          double scale) {
-  check_inputs(op, q, k, v, scale);
+                                          double scale, const std::vector<Tensor>& inputs) {
+  check_arguments(op, q, k, v, scale, inputs);
   const int64_t batch = q.size(kBatch), seqlen_q = q.size(kSeqlen), heads = q.size(kHeads);
   const Element& element = op.element;
   const ForwardTensors tensors{
@@ -210,6 +239,7 @@ inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, 
       readable_by_tma(v, element),
       allocate(q, {batch, seqlen_q, heads, op.head_dim_v}, element.scalar),
       allocate(q, {batch, heads, seqlen_q}, ScalarType::Float),
+      readable_inputs(op, inputs),
   };
   launch(op, tensors, scale);
   return {tensors.out, tensors.lse};
@@ -217,11 +247,11 @@ inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, 
 
 // out and lse in the caller's tensors.
 inline void forward_out(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
-                        const Tensor& out, const Tensor& lse) {
-  check_inputs(op, q, k, v, scale);
+                        const std::vector<Tensor>& inputs, const Tensor& out, const Tensor& lse) {
+  check_arguments(op, q, k, v, scale, inputs);
   const Element& element = op.element;
   const ForwardTensors tensors{readable_by_tma(q, element), readable_by_tma(k, element), readable_by_tma(v, element),
-                               out, lse};
+                               out, lse, readable_inputs(op, inputs)};
   check_outputs(op, tensors);
   launch(op, tensors, scale);
 }

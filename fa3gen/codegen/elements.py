@@ -1,0 +1,184 @@
+"""Formulas and masks as C++ structs: what they keep of a work tile, and an element's value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+from sympy.core.function import AppliedUndef
+
+from fa3gen.codegen.cpp import Names, print_cpp, print_cpp_condition, print_cpp_real
+from fa3gen.dtypes import DType
+from fa3gen.errors import RenderError
+from fa3gen.inputs import InputMeta
+from fa3gen.ir.score import LOG2E, PRODUCT, SCALE
+from fa3gen.ir.staging import OFFSET, Part, Rate, Staged
+from fa3gen.spec import symbols
+
+__all__ = ["ElementsView", "FieldView", "KernelNames", "elements_view", "runtime_name"]
+
+_TYPES = {DType.FP32: "float", DType.BF16: "__nv_bfloat16", DType.FP16: "__half", DType.INT32: "int"}
+_ATOMS = {
+    PRODUCT.name: "product",
+    SCALE.name: "params.scale",
+    LOG2E.name: "fa3gen::kLog2e",
+    OFFSET.name: "offset",
+}
+
+
+@dataclass(frozen=True)
+class FieldView:
+    """A value that is kept: its C++ type, name and text."""
+
+    type: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ElementsView:
+    """A struct that computes elements of a tile of scores."""
+
+    name: str
+    comment: str
+    work: tuple[FieldView, ...]
+    row: tuple[FieldView, ...]
+    base: tuple[FieldView, ...]
+    column: tuple[FieldView, ...]
+    type: str  # of an element's value
+    parameters: str  # before the position
+    value: str
+    heads: tuple[str, ...]  # of b, h and hk, what elements take
+    biased: bool = False
+
+
+class KernelNames(Names):
+    """The names inside a kernel: lengths are parameters, tables inputs, parts members."""
+
+    def __init__(self, inputs: Sequence[InputMeta] = (), staged: Staged | None = None) -> None:
+        self.inputs = {meta.name: meta for meta in inputs}
+        self.parts = {part.symbol.name: part for part in staged.parts} if staged else {}
+        self.base = staged.base.name if staged and staged.base is not None else ""
+
+    def symbol(self, name: str) -> str:  # type: ignore[override]
+        """A length, an index, an atom of scores, a scalar input or a part."""
+        if name in _ATOMS:
+            return _ATOMS[name]
+        if name in self.parts:
+            return self._part(self.parts[name])
+        if name in self.inputs:
+            return f"fa3gen::look_up<{_TYPES[self.inputs[name].dtype]}>(params.inputs.{name}_)"
+        return runtime_name(name)
+
+    def _part(self, part: Part) -> str:
+        name = self.field(part)
+        match part.rate:
+            case Rate.ROW:
+                return f"{name}[r]"
+            case Rate.BASE:
+                return f"base.{name}"
+            case Rate.COLUMN:
+                return f"column.{name}"
+        return name
+
+    def field(self, part: Part) -> str:
+        """A part's name in the struct that has it."""
+        return "bias" if part.symbol.name == self.base else str(part.symbol.name)
+
+    def lookup(self, table: AppliedUndef, indices: list[str]) -> str:
+        """An element of an input; indices that may leave it are clamped."""
+        meta = self.inputs.get(table.func.__name__)
+        if meta is None:
+            raise RenderError(f"no input {table.func.__name__} for {table}")
+        place = f"params.inputs.{meta.name}_"
+        clamped = [
+            _clamped(index, text, axis, f"{place}.sizes[{dim}]")
+            for dim, (index, text, axis) in enumerate(
+                zip(table.args, indices, meta.shape, strict=True)
+            )
+        ]
+        call = "look_up" if meta.shape[-1] in _HEADS else "look_up_along"
+        return f"fa3gen::{call}<{_TYPES[meta.dtype]}>({', '.join([place, *clamped])})"
+
+
+_HEADS = ("b", "h", "hk")  # indices that never leave a tensor
+
+
+def _clamped(index: Any, text: str, axis: str | int, size: str) -> str:
+    """An index as it may be used: inside the table, or clamped to it."""
+    if axis in _HEADS and index == symbols.INDICES[str(axis)]:
+        return text
+    if isinstance(axis, int):
+        if index.is_Integer:
+            return str(min(max(int(index), 0), axis - 1))
+        size = str(axis)
+    if index.is_nonnegative:
+        return f"fa3gen::at_most({text}, {size} - 1)"
+    return f"fa3gen::inside({text}, {size})"
+
+
+def runtime_name(symbol: str) -> str:
+    """Lengths are kernel parameters; everything else is a local of the same name."""
+    return f"params.{symbol}" if symbol in ("seqlen_q", "seqlen_k") else symbol
+
+
+def elements_view(
+    name: str, comment: str, staged: Staged, inputs: Sequence[InputMeta], *, keep: bool = False
+) -> ElementsView:
+    """The struct of a staged score formula, or (``keep``) mask."""
+    names = KernelNames(inputs, staged)
+
+    def fields(rate: Rate) -> tuple[FieldView, ...]:
+        return tuple(_field(part, names) for part in staged.of(rate))
+
+    if keep:
+        kind, parameters = "bool", ""
+        value = _kept(staged.value, names)
+    else:
+        kind, parameters = "float", "float product, "
+        value = print_cpp_real(staged.value, names)
+    biased = staged.base is not None
+    if biased:
+        bias = sympy.Add(staged.base, staged.bias)
+        factor = print_cpp_real(staged.factor, names)
+        value = f"fmaf({value}, {factor}, {print_cpp_real(bias, names)})"
+    return ElementsView(
+        name=name,
+        comment=comment,
+        work=fields(Rate.WORK),
+        row=fields(Rate.ROW),
+        base=fields(Rate.BASE),
+        column=fields(Rate.COLUMN),
+        type=kind,
+        parameters=parameters,
+        value=value,
+        heads=_heads(staged),
+        biased=biased,
+    )
+
+
+def _heads(staged: Staged) -> tuple[str, ...]:
+    """The indices of heads and batches that are used after the work tile's start."""
+    late = [part.expr for part in staged.parts if part.rate in (Rate.BASE, Rate.COLUMN)]
+    late += [staged.value, staged.factor, staged.bias]
+    free = set().union(*(expr.free_symbols for expr in late))
+    return tuple(name for name in _HEADS if symbols.INDICES[name] in free)
+
+
+def _field(part: Part, names: KernelNames) -> FieldView:
+    if part.symbol.is_integer:
+        return FieldView("int", names.field(part), print_cpp(part.expr, names))
+    return FieldView("float", names.field(part), print_cpp_real(part.expr, names))
+
+
+def _kept(keep: sympy.Basic, names: Names) -> str:
+    """The mask with the bound by seqlen_k first."""
+    inside = sympy.Lt(symbols.k, symbols.seqlen_k)
+    rest = sympy.And(*(part for part in sympy.And.make_args(keep) if part != inside))
+    text = print_cpp(inside, names)
+    if rest is sympy.true:
+        return text
+    more = print_cpp_condition(rest, names)
+    return f"{text} && {more}"

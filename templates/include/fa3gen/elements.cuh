@@ -1,0 +1,94 @@
+// Tiles of scores element by element: formulas, masks, and the tensors that they look up.
+//
+// A formula is an object that knows its work tile. base(r, k) is what a row shares in a KV tile, from this
+// thread's first key on; column(k) what both rows share at a key; element (r, k) takes both.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cute/tensor.hpp>
+
+#include <fa3gen/params.h>
+#include <fa3gen/softmax.cuh>
+
+namespace fa3gen {
+
+// Indices clamped to a table; of an index that is not negative, to its end.
+__device__ __forceinline__ int at_most(int index, int last) { return min(index, last); }
+__device__ __forceinline__ int inside(int index, int size) { return max(min(index, size - 1), 0); }
+
+template <class T>
+__device__ __forceinline__ auto load_element(InputTensor const& input, int64_t offset) {
+  T const value = __ldg(static_cast<T const*>(input.data) + offset);
+  if constexpr (std::is_same_v<T, int>) {
+    return value;
+  } else {
+    return static_cast<float>(value);
+  }
+}
+
+// An element of an input.
+template <class T, class... Index>
+__device__ __forceinline__ auto look_up(InputTensor const& input, Index... index) {
+  int64_t offset = 0;
+  int dim = 0;
+  ((offset += index * input.strides[dim++]), ...);
+  return load_element<T>(input, offset);
+}
+
+__device__ __forceinline__ int64_t row_offset(InputTensor const&, int, int last) { return last; }
+
+template <class... Index>
+__device__ __forceinline__ int64_t row_offset(InputTensor const& input, int dim, int first, int next, Index... more) {
+  return first * input.strides[dim] + row_offset(input, dim + 1, next, more...);
+}
+
+// The same of an input whose last dimension is contiguous, and no index of a head or batch.
+template <class T, class... Index>
+__device__ __forceinline__ auto look_up_along(InputTensor const& input, Index... index) {
+  return load_element<T>(input, row_offset(input, 0, index...));
+}
+
+// The columns of a thread in a KV tile: 2 in each 8.
+__device__ __forceinline__ int first_key(int key) { return key + threadIdx.x % 4 * 2; }
+constexpr int column_offset(int c) { return c / 2 * 8 + c % 2; }
+
+// S = formula(S). `key`: the tile's first.
+template <class Scores, class Formula>
+__device__ __forceinline__ void modify_scores(Scores&& scores, int key, Formula const& formula) {
+  int const first = first_key(key);
+  typename Formula::Base const base[kRows] = {formula.base(0, first), formula.base(1, first)};
+#pragma unroll
+  for (int c = 0; c < cute::size<1>(scores); ++c) {
+    int const offset = column_offset(c);
+    typename Formula::Column const column = formula.column(first + offset);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      scores(r, c) = formula(scores(r, c), r, base[r], column, first + offset, offset);
+    }
+  }
+}
+
+// S = S where mask holds, -inf elsewhere.
+template <class Scores, class Mask>
+__device__ __forceinline__ void mask_scores(Scores&& scores, int key, Mask const& mask) {
+  int const first = first_key(key);
+  typename Mask::Base const base[kRows] = {mask.base(0, first), mask.base(1, first)};
+#pragma unroll
+  for (int c = 0; c < cute::size<1>(scores); ++c) {
+    int const offset = column_offset(c);
+    typename Mask::Column const column = mask.column(first + offset);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (!mask(r, base[r], column, first + offset, offset)) {
+        scores(r, c) = -INFINITY;
+      }
+    }
+  }
+}
+
+}  // namespace fa3gen

@@ -1,0 +1,100 @@
+// Inputs: tensors beside q, k, v that formulas look up. Their checks, and what a kernel is told of them.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "fa3gen/host/error.h"
+#include "fa3gen/host/tensor.h"
+#include "fa3gen/params.h"
+
+namespace fa3gen::host {
+
+// Axes that a call gives its size; any other is a size itself.
+enum Axis : int { kAxisBatch = -1, kAxisHeads = -2, kAxisKvHeads = -3, kAxisRow = -4, kAxisKey = -5 };
+
+constexpr int kMaxInputs = 32;
+constexpr int kMaxRank = 4;
+
+// A declared input.
+struct InputArgument {
+  const char* name;
+  const char* dtype;  // as specs have it
+  ScalarType scalar;
+  int rank;
+  int axes[kMaxRank];
+};
+
+// The sizes that a call gives its axes.
+struct CallSizes {
+  int64_t batch, heads, kv_heads, seqlen_q, seqlen_k;
+
+  int64_t of(int axis) const {
+    switch (axis) {
+      case kAxisBatch: return batch;
+      case kAxisHeads: return heads;
+      case kAxisKvHeads: return kv_heads;
+      case kAxisRow: return seqlen_q;
+      case kAxisKey: return seqlen_k;
+      default: return axis;
+    }
+  }
+};
+
+// Device, dtype, rank and sizes; an axis that a call gives its size may have one element for all.
+inline void check_input(const char* op, const InputArgument& declared, const Tensor& tensor, const CallSizes& sizes,
+                        int device) {
+  const Argument argument{op, declared.name, tensor};
+  if (!tensor.is_cuda() || tensor.get_device_index() != device) {
+    argument.broke("must be on cuda:", device, ", as q is");
+  }
+  if (tensor.scalar_type() != declared.scalar) {
+    argument.broke("dtype must be ", declared.dtype, " (got ", torch::headeronly::toString(tensor.scalar_type()), ")");
+  }
+  if (tensor.dim() != declared.rank) {
+    argument.broke("rank must be ", declared.rank, " (got ", tensor.dim(), ")");
+  }
+  for (int dim = 0; dim < declared.rank; ++dim) {
+    const int64_t size = tensor.size(dim), expected = sizes.of(declared.axes[dim]);
+    const bool broadcast = size == 1 && declared.axes[dim] < 0;
+    if (size != expected && !broadcast) {
+      argument.broke("size of dimension ", dim, " must be ", expected, " (got ", size, ")");
+    }
+    if (size > INT_MAX) {
+      argument.broke("size of dimension ", dim, " must be below 2^31 (got ", size, ")");
+    }
+  }
+}
+
+// Kernels read along the last dimension, unless that is of heads or batches.
+inline bool reads_along(const InputArgument& declared) {
+  const int last = declared.rank > 0 ? declared.axes[declared.rank - 1] : kAxisBatch;
+  return last > 0 || last == kAxisRow || last == kAxisKey;
+}
+
+// The tensor itself where kernels can read it, else one contiguous copy.
+inline Tensor readable_input(const InputArgument& declared, const Tensor& tensor) {
+  const int last = declared.rank - 1;
+  if (!reads_along(declared) || tensor.numel() == 0 || tensor.size(last) == 1 || tensor.stride(last) == 1) {
+    return tensor;
+  }
+  const auto sizes = tensor.sizes();
+  Tensor copy = allocate(tensor, std::vector<int64_t>(sizes.begin(), sizes.end()), declared.scalar);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+// What the kernel is told. An empty input stands at `somewhere`, for what it gives is never kept.
+inline InputTensor input_tensor(const Tensor& tensor, const void* somewhere) {
+  const bool empty = tensor.numel() == 0;
+  InputTensor input{.data = empty ? somewhere : tensor.const_data_ptr()};
+  for (int dim = 0; dim < tensor.dim(); ++dim) {
+    input.sizes[dim] = empty ? 1 : static_cast<int>(tensor.size(dim));
+    input.strides[dim] = empty || tensor.size(dim) == 1 ? 0 : tensor.stride(dim);
+  }
+  return input;
+}
+
+}  // namespace fa3gen::host
