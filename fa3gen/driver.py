@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fa3gen import debug
-from fa3gen.errors import InputError, ToolchainError
+from fa3gen.errors import InputError, PressureError, ScheduleError, ToolchainError
 from fa3gen.jit import index
 from fa3gen.jit.entries import cache_directory, look
 from fa3gen.jit.index import SpecSource
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fa3gen.codegen import OpSource
     from fa3gen.jit.toolchain import Toolchain
     from fa3gen.schedule import Schedule
+    from fa3gen.schedule.schedule import Tiling
     from fa3gen.spec import AttentionSpec
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
 SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec"
 Progress = Callable[[str], None]
 
+_SPARES = (0, 16, 32, 64, 96)  # registers of a consumer thread, until a kernel can be built
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver: on Linux, and in WSL
 
@@ -66,11 +68,10 @@ def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     if found := request.find():
         with contextlib.suppress(InputError):  # damaged: it is built again
             return Attention(register(found), spec=request.load, artifact=found)
-    plan = plan_of(spec)
     if not has_hopper():
-        return interpreted(plan)
-    artifact = request.build(plan, progress)
-    return Attention(register(artifact), spec=plan[0].spec, artifact=artifact)
+        return interpreted(plan_of(spec))
+    artifact = request.build(progress)
+    return Attention(register(artifact), spec=request.load, artifact=artifact)
 
 
 def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = None) -> Artifact:
@@ -85,7 +86,7 @@ def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = 
     request = _Request.of(spec)
     artifact = request.find()
     if artifact is None or look(artifact.directory) is None:
-        artifact = request.build(plan_of(spec), progress)
+        artifact = request.build(progress)
     shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
     return Artifact.read(target)
 
@@ -168,16 +169,36 @@ def _may_have_gpu() -> bool:
     return any(os.path.exists(device) for device in _DEVICES)
 
 
-def plan_of(spec: SpecLike) -> tuple[Schedule, ...]:
-    """The schedules of the kernels that ``compile`` builds here, for this GPU and its tables."""
+def plan_of(spec: SpecLike, spare: int = 0) -> tuple[Schedule, ...]:
+    """The schedules of the kernels that ``compile`` builds here, for this GPU and its tables.
+
+    ``spare``: registers a consumer thread that a kernel without measured knobs leaves over.
+    """
     from fa3gen.schedule import make_plan
     from fa3gen.schedule.tuned import SHIPPED
     from fa3gen.spec import load_spec
 
-    plan = make_plan(load_spec(spec), gpu=gpu_name(), tables=(own_table(), SHIPPED))
+    tables = (own_table(), SHIPPED)
+    plan = make_plan(load_spec(spec), gpu=gpu_name(), tables=tables, spare=spare)
     for schedule in plan:
         _log("schedule", debug.CHOICES, "%s: %s", schedule.spec.name, schedule.tiling)
     return plan
+
+
+def _plans(spec: SpecLike) -> Iterator[tuple[Schedule, ...]]:
+    """The plan of a spec, then others whose kernels leave more registers over."""
+    before: list[Tiling] = []
+    for spare in _SPARES:
+        try:
+            plan = plan_of(spec, spare)
+        except ScheduleError:
+            if not spare:
+                raise
+            return
+        tilings = [schedule.tiling for schedule in plan]
+        if tilings != before:
+            yield plan
+        before = tilings
 
 
 def _log(package: str, level: int, message: str, *values: object) -> None:
@@ -218,11 +239,25 @@ class _Request(NamedTuple):
             return None
         return index.find(self.root, self.key)
 
-    def build(self, plan: Sequence[Schedule], progress: Progress | None) -> Artifact:
-        """The kernel, found under its full key or built, and then noted in the index."""
+    def build(self, progress: Progress | None) -> Artifact:
+        """The kernel, found under its full key or built, and then noted in the index.
+
+        A formula may need more registers than its tile was chosen for: then a smaller one is taken.
+        """
         from fa3gen.jit.cache import build_cached
 
-        artifact = build_cached(source_of(plan), toolchain=self.toolchain, progress=progress)
+        refused: PressureError | None = None
+        for plan in _plans(self.spec):
+            try:
+                artifact = build_cached(
+                    source_of(plan), toolchain=self.toolchain, progress=progress
+                )
+                break
+            except PressureError as error:
+                refused = refused or error
+        else:
+            assert refused is not None
+            raise refused
         # What the key was made of may have changed since: the spec's file, fa3gen's own files.
         if self.key and self.toolchain and self.key == _index_key(self.spec, self.toolchain)[1]:
             index.record(self.root, self.key, artifact)

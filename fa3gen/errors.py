@@ -14,6 +14,7 @@
     │   ├── VerificationError    a Program is not free of races and deadlocks
     │   └── RenderError          a template and its view do not match
     └── BuildError               the CUDA or C++ compiler failed, or a build gate did
+        └── PressureError        a kernel takes more registers than its tile leaves
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "Fa3genError",
     "GraphError",
     "InputError",
+    "PressureError",
     "RenderError",
     "ScheduleError",
     "SpecError",
@@ -120,3 +122,7 @@ class RenderError(CompilerError):
 
 class BuildError(Fa3genError, RuntimeError):
     """The CUDA or C++ compiler failed, or a build gate did."""
+
+
+class PressureError(BuildError):
+    """A kernel takes more registers than its tile leaves: a smaller tile may be built."""

@@ -46,7 +46,11 @@ class Names:
     """C++ names: of symbols the same, unless ``rename`` says otherwise; of no table at all."""
 
     def __init__(self, rename: Callable[[str], str] = lambda symbol: symbol) -> None:
-        self.symbol = rename
+        self.rename = rename
+
+    def symbol(self, name: str) -> str:
+        """A symbol."""
+        return self.rename(name)
 
     def lookup(self, table: AppliedUndef, indices: list[str]) -> str:
         """An element of a table, whose indices are C++ texts."""

@@ -13,8 +13,8 @@ from fa3gen.codegen.cpp import Names, print_cpp, print_cpp_condition, print_cpp_
 from fa3gen.dtypes import DType
 from fa3gen.errors import RenderError
 from fa3gen.inputs import InputMeta
-from fa3gen.ir.score import LOG2E, PRODUCT, SCALE
-from fa3gen.ir.staging import OFFSET, Part, Rate, Staged
+from fa3gen.ir.score import LOG2E, PRODUCT, SCALE, SCALE_LOG2
+from fa3gen.ir.staging import OFFSET, Part, Rate, Staged, rate_of
 from fa3gen.spec import symbols
 
 __all__ = ["ElementsView", "FieldView", "KernelNames", "elements_view", "runtime_name"]
@@ -23,6 +23,7 @@ _TYPES = {DType.FP32: "float", DType.BF16: "__nv_bfloat16", DType.FP16: "__half"
 _ATOMS = {
     PRODUCT.name: "product",
     SCALE.name: "params.scale",
+    SCALE_LOG2.name: "params.scale_log2",
     LOG2E.name: "fa3gen::kLog2e",
     OFFSET.name: "offset",
 }
@@ -52,17 +53,19 @@ class ElementsView:
     value: str
     heads: tuple[str, ...]  # of b, h and hk, what elements take
     biased: bool = False
+    slope: str = ""  # of a soft cap, an element's value being tanh(slope * product)
 
 
 class KernelNames(Names):
     """The names inside a kernel: lengths are parameters, tables inputs, parts members."""
 
     def __init__(self, inputs: Sequence[InputMeta] = (), staged: Staged | None = None) -> None:
+        super().__init__()
         self.inputs = {meta.name: meta for meta in inputs}
         self.parts = {part.symbol.name: part for part in staged.parts} if staged else {}
         self.base = staged.base.name if staged and staged.base is not None else ""
 
-    def symbol(self, name: str) -> str:  # type: ignore[override]
+    def symbol(self, name: str) -> str:
         """A length, an index, an atom of scores, a scalar input or a part."""
         if name in _ATOMS:
             return _ATOMS[name]
@@ -156,7 +159,19 @@ def elements_view(
         value=value,
         heads=_heads(staged),
         biased=biased,
+        slope="" if keep or biased else _slope(staged, names),
     )
+
+
+def _slope(staged: Staged, names: Names) -> str:
+    """The slope of a soft cap: what elements of Q K^T are multiplied by before tanh; nothing where
+    the value is another."""
+    value = staged.value
+    if not isinstance(value, sympy.tanh):
+        return ""
+    slope = value.args[0] / PRODUCT
+    fixed = rate_of(slope) is Rate.WORK and PRODUCT not in slope.free_symbols
+    return print_cpp_real(slope, names) if fixed else ""
 
 
 def _heads(staged: Staged) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def render(plan: Sequence[Schedule]) -> OpSource:
 
 
 def _host(variant: VariantMeta, views: tuple[LaunchView, ...], form: ScoreForm) -> HostView:
-    return host_view(variant, views, form.constant, form.plain)
+    return host_view(variant, views, form.constant, form.scales_products)
 
 
 def _kernel(

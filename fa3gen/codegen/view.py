@@ -196,6 +196,7 @@ class KernelView:
     shared_limit: int  # bytes that a CTA may use
     bounds: BoundsView
     score: ScoreView
+    multiplier: str  # of scores, to be exponents of 2
     mask: MaskView
     turns: dict[str, str]  # by segment, while there is another turn of its loop
     banner: tuple[str, ...]
@@ -286,6 +287,7 @@ def kernel_view(
             bound(bounds.some_end, "params.seqlen_k"),
         ),
         score=score,
+        multiplier="1.f" if program.score.biased else "params.scale_log2",
         mask=mask,
         turns=_turns(program.unroll),
         banner=_banner(schedule, program),

@@ -25,10 +25,11 @@ from sympy.core.function import AppliedUndef
 
 from fa3gen.spec import symbols
 
-__all__ = ["LOG2E", "PLAIN", "PRODUCT", "SCALE", "ScoreForm", "score_form"]
+__all__ = ["LOG2E", "PLAIN", "PRODUCT", "SCALE", "SCALE_LOG2", "ScoreForm", "score_form"]
 
 PRODUCT = sympy.Symbol("Q K^T", real=True)  # an element of it; a name that no input can have
 SCALE = sympy.Symbol("softmax scale", positive=True)
+SCALE_LOG2 = sympy.Symbol("softmax scale log2(e)", real=True)  # times a constant factor
 LOG2E = sympy.Symbol("log2(e)", positive=True)  # no number: sympy would multiply it out
 
 _SPECIAL = {sympy.tanh: 2, sympy.exp: 1, sympy.log: 1}  # instructions of the special-function unit
@@ -59,14 +60,22 @@ class ScoreForm:
         """What S holds of the score once the formula has gone over it."""
         return LOG2E * (self.factor * self.core + self.bias) if self.biased else self.core
 
-    @property
-    def constant(self) -> float:
-        """What the softmax multiplies S by, base e, beside the softmax scale where S is plain."""
-        return math.log(2) if self.biased else float(self.factor)
-
     def multiplier(self, scale: float) -> float:
         """What the softmax multiplies S by, base e, for a softmax scale."""
-        return self.constant * (scale if self.plain else 1.0)
+        if self.biased:
+            return math.log(2)
+        return float(self.factor) * (scale if self.plain else 1.0)
+
+    @property
+    def scales_products(self) -> bool:
+        """Whether products are multiplied by a constant times the softmax scale: by the softmax, or
+        as the score of a biased formula."""
+        return bool(self.core == symbols.score and self.factor.is_Rational)
+
+    @property
+    def constant(self) -> float:
+        """The factor of what products, or else the cores, are multiplied by."""
+        return float(self.factor) if self.factor.is_Rational else 1.0
 
     @cached_property
     def exponent(self) -> tuple[Any, Any, Any]:
@@ -76,7 +85,9 @@ class ScoreForm:
         if not self.biased:
             return _ONE, core, sympy.Integer(0)
         factor = LOG2E * self.factor
-        if self.core == symbols.score:
+        if self.scales_products:
+            factor, core = SCALE_LOG2, PRODUCT
+        elif self.core == symbols.score:
             factor, core = factor * SCALE, PRODUCT
         return factor, core, sympy.Add(*(LOG2E * term for term in _by_positions(self.bias)))
 

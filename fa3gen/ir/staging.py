@@ -24,7 +24,7 @@ from typing import Any
 import sympy
 from sympy.core.function import AppliedUndef
 
-from fa3gen.ir.score import LOG2E, PRODUCT, ScoreForm
+from fa3gen.ir.score import LOG2E, PRODUCT, SCALE_LOG2, ScoreForm
 from fa3gen.spec import symbols
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 
@@ -252,7 +252,7 @@ def _slower(rate: Rate, than: Rate) -> bool:
 
 
 def _is_constant(expr: Any) -> bool:
-    return expr.free_symbols <= {LOG2E} and not expr.atoms(AppliedUndef)
+    return expr.free_symbols <= {LOG2E, SCALE_LOG2} and not expr.atoms(AppliedUndef)
 
 
 def _is_cheap(expr: Any) -> bool:

@@ -159,4 +159,5 @@ def _with_log(error: BuildError, temporary: Path, kept: Path) -> BuildError:
     except OSError:
         return error
     message = str(error).replace(str(log), str(kept))
-    return BuildError(message if str(kept) in message else f"{message}\nall of it is in {kept}")
+    text = message if str(kept) in message else f"{message}\nall of it is in {kept}"
+    return type(error)(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fa3gen.errors import BuildError
+from fa3gen.errors import BuildError, PressureError
 
 __all__ = ["KernelUsage", "check_ptxas_log"]
 
@@ -31,20 +31,21 @@ class KernelUsage:
 def check_ptxas_log(log: str, symbol: str) -> KernelUsage:
     """Reads the log of ``nvcc -Xptxas -v``.
 
-    Raises BuildError, quoting the line, on lost performance (wgmma serialized, setmaxnreg
-    ignored), on local memory and spills anywhere in the log, and where kernel ``symbol`` is absent.
+    Raises PressureError, quoting the line, on lost performance (wgmma serialized, setmaxnreg
+    ignored) and on local memory and spills anywhere in the log; BuildError where kernel ``symbol``
+    is absent.
     """
     registers: dict[str, int] = {}
     entry = ""
     spill_bytes = 0
     for line in log.splitlines():
         if _PERFORMANCE.search(line):
-            raise BuildError(f"{symbol}: ptxas gives up performance: {line.strip()}")
+            raise PressureError(f"{symbol}: ptxas gives up performance: {line.strip()}")
         if local := _LOCAL.search(line):
             frame, stores, loads = map(int, local.groups())
             spill_bytes += stores + loads
             if frame or stores or loads:
-                raise BuildError(
+                raise PressureError(
                     f"{symbol}: a kernel must keep its values in registers, without local memory: "
                     f"{line.strip()}"
                 )

@@ -51,7 +51,8 @@ _NO_PLACE = (
     "1 or 2, and stages that together have as many keys as the tile has rows"
 )
 _REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
-_SCORE_REGISTERS, _ELEMENT_REGISTERS = 6, 6  # temporaries of formulas, and of masks by elements
+_POSITION_REGISTERS = 2  # of a bias that depends on positions
+_ELEMENT_REGISTERS = 6  # temporaries of masks by elements
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
 
 
@@ -68,6 +69,7 @@ class Setting:
     ctas: int = 1  # that share an SM
     maxima: Maxima = Maxima.EXACT
     o_staging: OStaging | None = None  # as asked
+    spare: int = 0  # registers left over, for a build that needed more than is accounted for
 
     @staticmethod
     def of(tiling: Tiling, overlap: int | None = None) -> Setting:
@@ -127,28 +129,29 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
         "O": product_dim(spec.head_dim.v) // rows_per_register,
         "mask": _DIVISION_REGISTERS if _divides(spec.mask_expr) else 0,
         "score": _formula_registers(spec),
-        "working": _WORKING_REGISTERS + extra,
+        "working": _WORKING_REGISTERS + extra + setting.spare,
     }
 
 
 def _formula_registers(spec: AttentionSpec) -> int:
-    """Registers of a score formula and of a mask that is told element by element: what they keep of
-    a work tile and its rows, and temporaries."""
+    """Registers of a score formula and of a mask that is told element by element: what they keep
+    of a work tile and its rows. A build that needs more takes a smaller tile."""
     form = score_form(spec.score_expr)
     found = 0
     if not form.plain:
-        found += _SCORE_REGISTERS + form.arithmetic // 2 + _kept_registers(stage_score(form))
+        staged = stage_score(form)
+        found += _kept_registers(staged) - (not form.scales_products)  # in the scale's place
+        found += _POSITION_REGISTERS * bool(staged.of(Rate.BASE) and form.bias != 0)
     if row_keys(spec.mask_expr) is None:
         found += _ELEMENT_REGISTERS + _kept_registers(stage_mask(spec.mask_expr))
-    return found
+    return max(found, 0)
 
 
 def _kept_registers(staged: Staged) -> int:
-    """Of what a work tile, its rows and a KV tile share, by their rates."""
+    """Of what a work tile and its rows share, and a KV tile beside the base of a bias."""
     rows = HOPPER.warpgroup // HOPPER.wgmma_rows
-    return len(staged.of(Rate.WORK)) + rows * (
-        len(staged.of(Rate.ROW)) + len(staged.of(Rate.BASE))
-    )
+    bases = len(staged.of(Rate.BASE)) - (staged.base is not None)
+    return len(staged.of(Rate.WORK)) + rows * (len(staged.of(Rate.ROW)) + bases)
 
 
 def _redo_registers(spec: AttentionSpec, block_n: int) -> int:

@@ -46,15 +46,19 @@ _TABLES = (tuned.SHIPPED,)
 
 
 def make_plan(
-    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = _TABLES
+    spec: AttentionSpec,
+    *,
+    gpu: str | None = None,
+    tables: Sequence[Path] = _TABLES,
+    spare: int = 0,
 ) -> tuple[Schedule, ...]:
     """The schedules of a spec's kernels, in the order in which a call tries them.
 
     A spec without knobs gets those that were measured for its problem class, if a table has it, for
-    the GPU of that name; else there is one kernel. ScheduleError or UnsupportedError if there is
-    none.
+    the GPU of that name; else there is one kernel, with so many ``spare`` registers a consumer
+    thread. ScheduleError or UnsupportedError if there is none.
     """
-    started = start_plan(spec, gpu=gpu, tables=tables)
+    started = start_plan(spec, gpu=gpu, tables=tables, spare=spare)
     return tuple(replace(_finished(schedule), spec=spec) for schedule in started)
 
 
@@ -69,7 +73,11 @@ def make_program(spec: AttentionSpec) -> Program:
 
 
 def start_plan(
-    spec: AttentionSpec, *, gpu: str | None = None, tables: Sequence[Path] = _TABLES
+    spec: AttentionSpec,
+    *,
+    gpu: str | None = None,
+    tables: Sequence[Path] = _TABLES,
+    spare: int = 0,
 ) -> tuple[Schedule, ...]:
     """What the passes of ``make_plan`` start from; the spec of each has its kernel's knobs."""
     check_supported(spec)
@@ -80,13 +88,13 @@ def start_plan(
                 _started(spec.model_copy(update={"schedule": kernel.knobs}), kernel.max_keys)
                 for kernel in kernels
             )
-    return (_started(spec, None),)
+    return (_started(spec, None, spare),)
 
 
-def _started(spec: AttentionSpec, max_keys: int | None) -> Schedule:
+def _started(spec: AttentionSpec, max_keys: int | None, spare: int = 0) -> Schedule:
     """Tile, knobs and graph of a kernel."""
     bounds = key_bounds(spec.mask_expr)
-    tiling, choice = choose_tiling(spec, bounds)
+    tiling, choice = choose_tiling(spec, bounds, spare)
     graph = build_forward(spec, tiling.block_m, tiling.block_n)
     _log.log(debug.PASSES, "graph:\n%s", graph)
     return Schedule(spec, tiling, graph, bounds, choice=choice, max_keys=max_keys)

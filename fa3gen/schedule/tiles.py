@@ -27,9 +27,11 @@ _MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
-def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choice]:
+def choose_tiling(
+    spec: AttentionSpec, bounds: KeyBounds, spare: int = 0
+) -> tuple[Tiling, Choice]:
     """Tile sizes and knobs of a spec, and what the tile was weighed against; ScheduleError with the
-    budget if what it asks cannot fit."""
+    budget if what it asks cannot fit. ``spare``: registers that a consumer thread shall have left."""
     knobs = spec.schedule
     _check_supported(spec, bounds)
     overlap = knobs.overlap or 2
@@ -45,6 +47,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds) -> tuple[Tiling, Choic
         ctas=knobs.ctas_per_sm or 1,
         maxima=_maxima(spec, bounds),
         o_staging=knobs.o_staging,
+        spare=spare,
     )
     choice = _weigh(spec, bounds, setting)
     block_m, block_n = choice.candidates[0].tile

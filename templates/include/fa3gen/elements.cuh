@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include <cuda_bf16.h>
@@ -21,12 +22,23 @@ namespace fa3gen {
 __device__ __forceinline__ int at_most(int index, int last) { return min(index, last); }
 __device__ __forceinline__ int inside(int index, int size) { return max(min(index, size - 1), 0); }
 
+// NOTES: volatile, for else the compiler loads for a whole tile at once, and runs out of registers.
 template <class T>
 __device__ __forceinline__ auto load_element(InputTensor const& input, int64_t offset) {
-  T const value = __ldg(static_cast<T const*>(input.data) + offset);
+  T const* const from = static_cast<T const*>(input.data) + offset;
   if constexpr (std::is_same_v<T, int>) {
+    int value;
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(value) : "l"(from));
+    return value;
+  } else if constexpr (std::is_same_v<T, float>) {
+    float value;
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=f"(value) : "l"(from));
     return value;
   } else {
+    uint16_t bits;
+    asm volatile("ld.global.nc.b16 %0, [%1];" : "=h"(bits) : "l"(from));
+    T value;
+    memcpy(&value, &bits, sizeof value);
     return static_cast<float>(value);
   }
 }

@@ -24,7 +24,7 @@ struct InputTensor {
 // once more, for warps whose speculation on the row maxima has failed. Input tensors follow it.
 struct ForwardParams {
   float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
-  float scale_log2;     // what scores are multiplied by, base 2: the softmax scale or a formula's factor
+  float scale_log2;     // what products or scores are multiplied by, base 2: the softmax scale and a constant factor
   int batch;
   int heads;            // query heads
   int heads_per_kv;     // query heads that share a KV head
