@@ -57,10 +57,17 @@ class ElementsView:
 
 
 class KernelNames(Names):
-    """The names inside a kernel: lengths are parameters, tables inputs, parts members."""
+    """The names inside a kernel: lengths are parameters, tables inputs, parts members; ``bounded``:
+    integers that are looked up are clamped as ``fa3gen.schedule.integers`` takes them."""
 
-    def __init__(self, inputs: Sequence[InputMeta] = (), staged: Staged | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[InputMeta] = (),
+        staged: Staged | None = None,
+        bounded: bool = False,
+    ) -> None:
         super().__init__()
+        self.bounded = bounded
         self.inputs = {meta.name: meta for meta in inputs}
         self.parts = {part.symbol.name: part for part in staged.parts} if staged else {}
         self.base = staged.base.name if staged and staged.base is not None else ""
@@ -72,7 +79,8 @@ class KernelNames(Names):
         if name in self.parts:
             return self._part(self.parts[name])
         if name in self.inputs:
-            return f"fa3gen::look_up<{_TYPES[self.inputs[name].dtype]}>(params.inputs.{name}_)"
+            meta = self.inputs[name]
+            return self._bound(f"fa3gen::look_up<{_TYPES[meta.dtype]}>(params.inputs.{name}_)")
         return runtime_name(name)
 
     def _part(self, part: Part) -> str:
@@ -103,7 +111,10 @@ class KernelNames(Names):
             )
         ]
         call = "look_up" if meta.shape[-1] in _HEADS else "look_up_along"
-        return f"fa3gen::{call}<{_TYPES[meta.dtype]}>({', '.join([place, *clamped])})"
+        return self._bound(f"fa3gen::{call}<{_TYPES[meta.dtype]}>({', '.join([place, *clamped])})")
+
+    def _bound(self, text: str) -> str:
+        return f"fa3gen::bounded({text})" if self.bounded else text
 
 
 _HEADS = ("b", "h", "hk")  # indices that never leave a tensor

@@ -30,8 +30,9 @@ from fa3gen.schedule.program import (
     SyncCta,
     instructions,
 )
-from fa3gen.schedule.ranges import row_keys
+from fa3gen.schedule.ranges import Q_FIRST, Q_LAST, row_keys
 from fa3gen.schedule.schedule import Persistence, Schedule
+from fa3gen.spec import symbols
 from fa3gen.spec.model import Maxima
 
 __all__ = [
@@ -185,6 +186,7 @@ class KernelView:
     params: str  # type of the kernel's parameters
     inputs_template: str
     row_structs: tuple[str, ...]  # what knows its work tile's rows
+    shared: bool  # key bounds depend on heads or inputs
     rows: str  # type of what a thread keeps of its rows
     consumers: int
     chunk: int  # columns of a 128-byte column chunk
@@ -239,7 +241,7 @@ def kernel_view(
 ) -> KernelView:
     """The device side of a Program."""
     bounds, score, mask = schedule.bounds, _score(program), _mask(schedule, program)
-    names = KernelNames(program.inputs)
+    names = KernelNames(program.inputs, bounded=True)
 
     def bound(expr: sympy.Expr | None, default: str) -> str:
         return default if expr is None else print_cpp(expr, names)
@@ -268,9 +270,11 @@ def kernel_view(
         headers=_headers(schedule, program, mask),
         params="Params" if program.inputs else "ForwardParams",
         inputs_template=f"forward/inputs{'' if program.inputs else '_none'}.j2",
-        row_structs=tuple(
-            view.elements.name for view in (score, mask) if view.elements is not None
+        row_structs=(
+            *(["Score"] if score.elements else []),
+            *(["Mask"] if mask.kept == "mask" else []),
         ),
+        shared=_is_shared(bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end),
         rows=_ROWS[schedule.tiling.maxima],
         consumers=program.role("consumer").instances,
         chunk=program.buffer("Q").chunk,
@@ -422,21 +426,32 @@ def _mask(schedule: Schedule, program: Program) -> MaskView:
         view = elements_view("Mask", comment, staged, program.inputs, keep=True)
         template, closure = "forward/mask_elements.j2", "forward/kept_elements.j2"
         return MaskView(template, closure, "mask_scores", "mask", elements=view)
-    names = KernelNames(program.inputs)
+    names = KernelNames(program.inputs, bounded=True)
     end = "params.seqlen_k"
     if keys.end is not None:
         end = f"max(min({print_cpp(keys.end, names)}, {end}), 0)"
     begin = "0" if keys.begin is None else f"max({print_cpp(keys.begin, names)}, 0)"
     begins = "false" if keys.begin is None else "true"
-    template, closure = "forward/mask_rows.j2", "forward/kept_rows.j2"
     function, rows = f"mask_rows<{begins}>", "first_row(tile), "
+    if _is_shared(keys.begin, keys.end):
+        template, closure = "forward/mask_rows_shared.j2", "forward/kept_elements.j2"
+        return MaskView(template, closure, function, "mask", rows, begin=begin, end=end)
+    template, closure = "forward/mask_rows.j2", "forward/kept_rows.j2"
     return MaskView(template, closure, function, "kept", rows, begin=begin, end=end)
+
+
+_POSITIONS = {symbols.q, symbols.row, symbols.k, symbols.seqlen_q, symbols.seqlen_k, Q_FIRST, Q_LAST}
+
+
+def _is_shared(*bounds: sympy.Expr | None) -> bool:
+    """Whether key bounds depend on heads or inputs."""
+    return any(bound is not None and not bound.free_symbols <= _POSITIONS for bound in bounds)
 
 
 def _headers(schedule: Schedule, program: Program, mask: MaskView) -> tuple[str, ...]:
     """Headers of the softmax, of formulas and of masks."""
     formula, maxima = not program.score.plain, schedule.tiling.maxima
-    elements = formula or mask.elements is not None
+    elements = formula or bool(program.inputs) or mask.elements is not None
     guesses = formula and maxima is Maxima.SPECULATIVE
     found = {
         "elements": elements,

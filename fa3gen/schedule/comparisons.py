@@ -3,7 +3,8 @@
 A comparison is read as ``d <= 0``. Of ``a*k + g(q) <= 0`` the solution is exact; so is that of
 ``a*(k//n) + g(q) <= 0``, because ``k//n <= m`` is ``k <= n*m + n - 1``. Where k stands in several
 such terms, ``u - n + 1 <= n*(u//n) <= u`` gives a set outside and another inside. Max, Min, abs and
-where are split into cases. Whatever has other parts, such as an input or a head, is unknown.
+where are split into cases. Heads and inputs that a work tile shares are constants; whatever has
+other parts, such as an input of a key, is unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import sympy
 from sympy.core.relational import Relational
 
-from fa3gen.schedule.integers import extent, floor_div, is_integer_form, terms
+from fa3gen.schedule.integers import extent, floor_div, is_integer_form, is_shared, terms
 from fa3gen.schedule.key_sets import ALL, NONE, UNKNOWN, Interval, KeySet, both, either, solution
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where, negate
 from fa3gen.spec.symbols import k as K
@@ -38,7 +39,7 @@ def kept_keys(mask: Any) -> KeySet:
 
 def _cases(comparison: Any) -> int:
     """How many comparisons a comparison may be split into."""
-    nodes = comparison.atoms(*_CASES)
+    nodes = [node for node in comparison.atoms(*_CASES) if not is_shared(node)]
     return math.prod(
         2 if isinstance(node, (sympy.Abs, Where)) else len(node.args) for node in nodes
     )
@@ -87,7 +88,7 @@ def _at_most_0(difference: Any) -> KeySet:
     if difference in (sympy.oo, -sympy.oo):
         return NONE if difference == sympy.oo else ALL
     for term, coefficient in difference.as_coefficients_dict().items():
-        if isinstance(term, _CASES):
+        if isinstance(term, _CASES) and not is_shared(term):
             return _by_cases(difference - coefficient * term, coefficient, term)
     if not is_integer_form(difference):
         return UNKNOWN
@@ -149,6 +150,10 @@ def _solved(difference: Any, slope: int) -> KeySet:
         return solution(Interval(None, floor_div(-rest, slope) + 1))
     if slope < 0:
         return solution(Interval(floor_div(rest - slope - 1, -slope), None))
+    if Q not in rest.free_symbols:  # a work tile's condition: then both ends follow from it
+        everything = sympy.Le(rest, 0)
+        begin, end = (Where(everything, x, y) for x, y in ((0, SEQLEN_K), (SEQLEN_K, 0)))
+        return solution(Interval(begin, end))
     coefficients = terms(rest) or {}  # all keys where g(q) <= 0, none elsewhere
     constant = coefficients.pop(sympy.S.One, 0)
     condition = sympy.Le(rest - constant, -constant)

@@ -1,7 +1,8 @@
 """Integer expressions of a query tile: what values they can take, whether int32 holds them.
 
-They are integer combinations of positions, lengths and floor divisions by constants, joined by Min,
-Max and Where. Every statement here is about sequences of up to 2^30 positions: for any expression
+They are integer combinations of positions, lengths, values that a work tile shares (heads, inputs)
+and floor divisions by constants, joined by Min, Max and Where. Shared values are taken as at most
+2^29 in size, which lengths do not reach. Every statement here is about sequences of up to 2^30 positions: for any expression
 that ``bound_at_its`` returns, C++ in ``int`` computes what Python does.
 """
 
@@ -15,22 +16,28 @@ from fractions import Fraction
 from typing import Any
 
 import sympy
+from sympy.core.function import AppliedUndef
 
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import q as Q
+from fa3gen.spec.symbols import row as ROW
 from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
 from fa3gen.spec.symbols import seqlen_q as SEQLEN_Q
 
 __all__ = [
     "Q_FIRST",
     "Q_LAST",
+    "SHARED_MOST",
+    "TYPICAL",
+    "Shared",
     "TileValues",
     "bound_at_its",
     "compiled",
     "extent",
     "floor_div",
     "is_integer_form",
+    "is_shared",
     "joined",
     "never_above",
     "summands",
@@ -42,7 +49,10 @@ Q_LAST = sympy.Symbol("q_last", integer=True)
 
 TileValues = tuple[int, int, int, int]  # q_first, q_last, seqlen_q, seqlen_k
 
+Shared = Callable[[Any], int]  # a work tile's value of an expression that it shares
+
 _LONGEST = 2**30  # positions of a sequence
+SHARED_MOST = 2**29  # of a value that a work tile shares, in size
 _LEAST, _MOST = -(2**31), 2**31 - 1  # of int32
 _ROOM = 2**10  # a bound is rounded up to whole tiles in int32
 
@@ -58,11 +68,30 @@ def terms(expr: Any) -> dict[Any, int] | None:
     return {term: int(coefficient) for term, coefficient in found.items() if coefficient}
 
 
+_POSITIONS = frozenset({Q, Q_FIRST, Q_LAST, K, ROW, SEQLEN_Q, SEQLEN_K})
+
+
+@functools.lru_cache(maxsize=4096)
+def is_shared(term: Any) -> bool:
+    """Whether a term is an integer that a work tile shares: a head, an input, what is chosen or
+    looked up among them. Products of such may leave int32, and are none."""
+    if not term.is_integer or term.is_Mul or term.is_Add:
+        return False
+    if not (term.free_symbols or term.atoms(AppliedUndef)):
+        return False
+    parts = list(sympy.preorder_traversal(term))
+    products = [p for p in parts if p.is_Pow or (p.is_Mul and not p.args[0].is_Integer)]
+    known = all(symbol.is_integer for symbol in term.free_symbols)
+    return known and not (term.free_symbols & _POSITIONS or products)
+
+
 def is_integer_form(expr: Any) -> bool:
-    """Whether it combines q, k, the lengths and their floor divisions with integer coefficients."""
+    """Whether it combines q, k, the lengths, what a work tile shares and their floor divisions with
+    integer coefficients."""
     found = terms(expr)
     return found is not None and all(
         term in (1, Q, K, SEQLEN_Q, SEQLEN_K)
+        or is_shared(term)
         or (
             isinstance(term, FloorDiv) and term.args[1].is_Integer and is_integer_form(term.args[0])
         )
@@ -121,8 +150,10 @@ def extent(expr: Any) -> tuple[int, int]:
         linear = _linear(expr, upper)
         scale = math.lcm(*(weight.denominator for weight in linear.values()))
         weights = [(term, int(weight * scale)) for term, weight in linear.items()]
+        away = sum(abs(w) * SHARED_MOST for term, w in weights if term not in corners[0])
+        weights = [(term, weight) for term, weight in weights if term in corners[0]]
         values = [sum([weight * at[term] for term, weight in weights]) for at in corners]
-        ends.append(max(values) // scale if upper else -(-min(values) // scale))
+        ends.append((max(values) + away) // scale if upper else -(-(min(values) - away) // scale))
     return ends[0], ends[1]
 
 
@@ -150,6 +181,8 @@ def _linear(expr: Any, upper: bool) -> dict[Any, Fraction]:
 
 
 def _linear_term(term: Any, upper: bool) -> dict[Any, Fraction]:
+    if is_shared(term):
+        return {term: Fraction(1)}
     if isinstance(term, FloorDiv):
         divisor = int(term.args[1])
         bound = _linear(term.args[0], upper)
@@ -217,6 +250,8 @@ def _is_moderate(expr: Any) -> bool:
 
 def _fits(expr: Any) -> bool:
     """Whether every intermediate value of the C++ text of ``expr`` fits in int32."""
+    if is_shared(expr):
+        return True
     parts = [part for part in expr.args if isinstance(part, sympy.Expr)]
     if isinstance(expr, sympy.Add):
         parts = summands(expr)
@@ -301,40 +336,48 @@ def _decides(kind: type[Any], one: Any, other: Any) -> bool:
 _INPUTS = {Q_FIRST: 0, Q_LAST: 1, SEQLEN_Q: 2, SEQLEN_K: 3}
 
 
+def TYPICAL(expr: Any) -> int:  # noqa: N802  (a constant, where a Shared is wanted)
+    """A value for whatever a work tile shares, to choose schedules by."""
+    return 1024
+
+
 @functools.lru_cache(maxsize=1024)
-def compiled(expr: Any) -> Callable[[TileValues], int]:
-    """A function of (q_first, q_last, seqlen_q, seqlen_k) that gives the expression's value.
+def compiled(expr: Any) -> Callable[[TileValues, Shared], int]:
+    """A function of (q_first, q_last, seqlen_q, seqlen_k) and the values that a work tile shares,
+    which gives the expression's value.
 
     Raises TypeError for an expression of other parts. (sympy's own substitution takes a
     millisecond, and there is one call a query tile.)
     """
     if expr in _INPUTS:
         index = _INPUTS[expr]
-        return lambda tile: tile[index]
+        return lambda tile, at: tile[index]
     if isinstance(expr, sympy.Integer):
         constant = int(expr)
-        return lambda tile: constant
+        return lambda tile, at: constant
+    if is_shared(expr):
+        return lambda tile, at: max(min(at(expr), SHARED_MOST), -SHARED_MOST)
     if not expr.args:
         raise TypeError(f"not a part of a key bound: {expr}")
     parts = [compiled(part) for part in expr.args]
     first, rest = parts[0], parts[1:]
     match expr:
         case sympy.Add():
-            return lambda tile: sum([part(tile) for part in parts])
+            return lambda tile, at: sum([part(tile, at) for part in parts])
         case sympy.Mul():
-            return lambda tile: math.prod([part(tile) for part in parts])
+            return lambda tile, at: math.prod([part(tile, at) for part in parts])
         case sympy.Min():
-            return lambda tile: min([part(tile) for part in parts])
+            return lambda tile, at: min([part(tile, at) for part in parts])
         case sympy.Max():
-            return lambda tile: max([part(tile) for part in parts])
+            return lambda tile, at: max([part(tile, at) for part in parts])
         case FloorDiv():
-            return lambda tile: first(tile) // rest[0](tile)
+            return lambda tile, at: first(tile, at) // rest[0](tile, at)
         case FloorMod():
-            return lambda tile: first(tile) % rest[0](tile)
+            return lambda tile, at: first(tile, at) % rest[0](tile, at)
         case Where():
-            return lambda tile: rest[0](tile) if first(tile) else rest[1](tile)
+            return lambda tile, at: rest[0](tile, at) if first(tile, at) else rest[1](tile, at)
         case sympy.Le():
-            return lambda tile: first(tile) <= rest[0](tile)
+            return lambda tile, at: first(tile, at) <= rest[0](tile, at)
         case sympy.Ge():
-            return lambda tile: first(tile) >= rest[0](tile)
+            return lambda tile, at: first(tile, at) >= rest[0](tile, at)
     raise TypeError(f"not a part of a key bound: {expr}")

@@ -90,12 +90,11 @@ def interpret(
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         call = _Call(program, tensors, scale)
         works = call.work_tiles()
-        ranges = [call.tile_range(bounds, m_block) for m_block in call.m_blocks]
         order = None if execution.seed is None else random.Random(execution.seed)
         ctas = -(-len(works) // execution.work_tiles)
         for cta in range(ctas):
             mine = works[cta::ctas]
-            tiles = [ranges[work.m_block] for work in mine]
+            tiles = [call.tile_range(bounds, work) for work in mine]
             _run(Machine(program, tiles, _Tensors(call, mine)), order)
         return call.out, call.lse
 
@@ -166,16 +165,26 @@ class _Call:
             )
         ]
 
-    def tile_range(self, bounds: KeyBounds, m_block: int) -> TileRange:
+    def tile_range(self, bounds: KeyBounds, work: _WorkTile) -> TileRange:
         """The KV tiles that the rows of a query tile visit."""
         shift = self.seqlen_k - self.seqlen_q
-        first = m_block * self.program.block_m
+        first = work.m_block * self.program.block_m
         last = min(first + self.program.block_m, self.seqlen_q) - 1
-        lengths = (self.seqlen_q, self.seqlen_k)
-        tiles = tile_range(bounds, first + shift, last + shift, lengths, self.program.block_n)
+        lengths, block_n = (self.seqlen_q, self.seqlen_k), self.program.block_n
+        heads = {symbol: _integer(value) for symbol, value in self.head_indices(work).items()}
+
+        def shared(expr: Any) -> int:
+            return int(evaluate(expr, heads | self.inputs))
+
+        tiles = tile_range(bounds, first + shift, last + shift, lengths, block_n, shared)
         if self.program.always:
             tiles = tiles.or_beyond(-(-max(self.seqlen_k, 1) // self.program.block_n))
         return tiles.at_least(self.program.peeled)
+
+    def head_indices(self, work: _WorkTile) -> dict[Any, int]:
+        """The values of b, h and hk."""
+        heads = {symbols.b: work.batch, symbols.h: work.head}
+        return heads | {symbols.hk: work.head // self.group}
 
     def load(self, name: str, work: _WorkTile, first: int) -> Tensor:
         """Rows ``first ...`` of Q, K or V in fp32, (rows, cols) of the buffer, as TMA loads them:
@@ -346,9 +355,7 @@ class _Tensors:
         return evaluate(form.value, at).float().expand(HOPPER.wgmma_rows, self.program.block_n)
 
     def _heads(self, place: Place) -> dict[Any, int]:
-        work = self.work[place.work]
-        heads = {symbols.b: work.batch, symbols.h: work.head}
-        return heads | {symbols.hk: work.head // self.call.group}
+        return self.call.head_indices(self.work[place.work])
 
     def _clear(self, subtrahend: str) -> dict[str, Tensor]:
         def full(cols: int, value: float) -> Tensor:

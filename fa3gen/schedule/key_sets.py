@@ -14,7 +14,14 @@ from typing import Any
 
 import sympy
 
-from fa3gen.schedule.integers import TileValues, bound_at_its, compiled, joined, never_above
+from fa3gen.schedule.integers import (
+    TYPICAL,
+    TileValues,
+    bound_at_its,
+    compiled,
+    joined,
+    never_above,
+)
 
 __all__ = [
     "ALL",
@@ -190,7 +197,7 @@ def _keys_of_every_row(interval: Interval) -> int:
 def _keys_in_samples(interval: Interval) -> int:
     total = 0
     for tile in _SAMPLES:
-        begin = 0 if interval.begin is None else max(compiled(interval.begin)(tile), 0)
-        end = tile[3] if interval.end is None else min(compiled(interval.end)(tile), tile[3])
+        begin = 0 if interval.begin is None else max(compiled(interval.begin)(tile, TYPICAL), 0)
+        end = tile[3] if interval.end is None else min(compiled(interval.end)(tile, TYPICAL), tile[3])
         total += max(end - begin, 0)
     return total

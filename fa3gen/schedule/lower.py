@@ -73,6 +73,7 @@ from fa3gen.schedule.schedule import (
     RoleName,
     Schedule,
 )
+from fa3gen.spec import symbols
 from fa3gen.spec.model import Maxima
 
 __all__ = ["lower"]
@@ -141,13 +142,17 @@ def _calcs(schedule: Schedule, guesses: bool) -> dict[str, tuple[_Step, ...]]:
 
 def _row_readers(schedule: Schedule) -> frozenset[CalcKind]:
     """The computations that take what is kept of a work tile's rows: those of a formula, and of a
-    mask that is told element by element."""
+    mask that is told element by element, or depends on heads or inputs."""
     readers: set[CalcKind] = set()
     if schedule.graph.score is not None:
         readers |= {CalcKind.SCORE, CalcKind.SPECULATE_SCORE, CalcKind.REDO}
-    if row_keys(schedule.spec.mask_expr) is None:
+    mask = schedule.spec.mask_expr
+    if row_keys(mask) is None or not mask.free_symbols <= _POSITIONS:
         readers.add(CalcKind.MASK)
     return frozenset(readers)
+
+
+_POSITIONS = {symbols.q, symbols.row, symbols.k, symbols.seqlen_q, symbols.seqlen_k}
 
 
 def _parts(block_n: int) -> tuple[tuple[int, int], ...]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import sympy
 
 from fa3gen.schedule.comparisons import kept_keys
-from fa3gen.schedule.integers import Q_FIRST, Q_LAST, compiled
+from fa3gen.schedule.integers import Q_FIRST, Q_LAST, TYPICAL, Shared, compiled
 from fa3gen.schedule.key_sets import Interval, of_every_row, over_tile
 
 __all__ = ["Q_FIRST", "Q_LAST", "KeyBounds", "TileRange", "key_bounds", "row_keys", "tile_range"]
@@ -105,9 +105,15 @@ def row_keys(keep: sympy.Basic) -> Interval | None:
 
 
 def tile_range(
-    bounds: KeyBounds, q_first: int, q_last: int, lengths: tuple[int, int], block_n: int
+    bounds: KeyBounds,
+    q_first: int,
+    q_last: int,
+    lengths: tuple[int, int],
+    block_n: int,
+    shared: Shared = TYPICAL,
 ) -> TileRange:
-    """The KV tiles of the query positions ``q_first .. q_last``; ``lengths``: seqlen_q, seqlen_k.
+    """The KV tiles of the query positions ``q_first .. q_last``; ``lengths``: seqlen_q, seqlen_k;
+    ``shared``: values of heads and inputs.
 
     The kernel evaluates the same expressions; its text is made from the same record.
     """
@@ -115,7 +121,7 @@ def tile_range(
     tile = (q_first, q_last, *lengths)
 
     def value(bound: sympy.Expr | None, default: int) -> int:
-        return default if bound is None else compiled(bound)(tile)
+        return default if bound is None else compiled(bound)(tile, shared)
 
     def clamp(number: int, low: int, high: int) -> int:
         return max(low, min(number, high))

@@ -8,9 +8,12 @@ from typing import Any
 
 import sympy
 
-from fa3gen.spec.symbols import FloorDiv, FormulaError, b, both, either, k, q, relation
+from fa3gen.spec.symbols import FloorDiv, FormulaError, Where, b, both, k, q, relation
 
 __all__ = ["NAMED_MASKS", "NamedMask", "causal", "chunk", "document", "full", "prefix", "window"]
+
+
+_BEYOND = 2**29  # more keys than there are
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,16 @@ def window(left: Any, right: Any) -> Any:
     Each side is an Integer or an integer Symbol (a run-time input, where -1 is unbounded too).
     """
     sides = []
-    for reach, side in ((left, relation("<=", q - left, k)), (right, relation("<=", k, q + right))):
+    for reach, side in (
+        (left, lambda reach: relation("<=", q - reach, k)),
+        (right, lambda reach: relation("<=", k, q + reach)),
+    ):
         _at_least(reach, -1, "a window reaches -1 (unbounded) or more keys to each side")
-        sides.append(either(relation("==", reach, sympy.Integer(-1)), side))
+        if reach.is_Integer:
+            sides.append(side(reach) if reach >= 0 else sympy.true)
+        else:
+            unbounded = relation("==", reach, sympy.Integer(-1))
+            sides.append(side(Where(unbounded, sympy.Integer(_BEYOND), reach)))
     return both(*sides)
 
 

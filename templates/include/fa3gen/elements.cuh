@@ -20,6 +20,9 @@ namespace fa3gen {
 
 // Indices clamped to a table; of an index that is not negative, to its end.
 __device__ __forceinline__ int at_most(int index, int last) { return min(index, last); }
+
+// Values of inputs in key bounds, whose sums with positions then stay in 32 bits.
+__device__ __forceinline__ int bounded(int value) { return max(min(value, 1 << 29), -(1 << 29)); }
 __device__ __forceinline__ int inside(int index, int size) { return max(min(index, size - 1), 0); }
 
 // NOTES: volatile, for else the compiler loads for a whole tile at once, and runs out of registers.
