@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fa3gen.codegen import OpSource
     from fa3gen.jit.toolchain import Toolchain
     from fa3gen.schedule import Schedule
+    from fa3gen.schedule.interpret import Interpreter
     from fa3gen.schedule.schedule import Tiling
     from fa3gen.spec import AttentionSpec
 
@@ -113,15 +114,36 @@ def interpreted(plan: Sequence[Schedule]) -> Attention:
     from fa3gen.schedule.interpret import Interpreter
 
     kernels = [(schedule.max_keys, Interpreter(schedule)) for schedule in plan]
-
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        keys = k.shape[1]
-        kernel = next(kernel for limit, kernel in kernels if limit is None or keys <= limit)
-        return kernel(q, k, v, scale, *inputs)
-
+    run = _Interpreted(kernels)
     return Attention(register_interpreted(source_of(plan).meta, run), spec=plan[0].spec)
+
+
+class _Interpreted:
+    """A launch plan's Programs as the implementation of an op."""
+
+    def __init__(self, kernels: Sequence[tuple[int | None, Interpreter]]) -> None:
+        self.kernels = kernels
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *more: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self._kernel(k.shape[1])(q, k, v, scale, *more)
+
+    def plan(
+        self,
+        batch: int,
+        heads: int,
+        heads_k: int,
+        seqlen_q: int,
+        seqlen_k: int,
+        *inputs: Tensor,
+    ) -> Tensor:
+        """The lists of KV tiles that calls of these sizes visit."""
+        sizes = (batch, heads, heads_k, seqlen_q, seqlen_k)
+        return self._kernel(seqlen_k).plan(sizes, inputs)
+
+    def _kernel(self, keys: int) -> Interpreter:
+        return next(one for limit, one in self.kernels if limit is None or keys <= limit)
 
 
 def has_hopper() -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fa3gen.dtypes import DType
 
-__all__ = ["InputMeta", "MAX_INPUTS"]
+__all__ = ["MAX_INPUTS", "InputMeta", "forward_schema", "plan_schema"]
 
 MAX_INPUTS = 32  # that a kernel's parameters hold
 
@@ -22,3 +23,15 @@ class InputMeta:
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.shape))
         return f"{self.name} ({axes}) {self.dtype.value}" if axes else f"{self.name} {self.dtype.value}"
+
+
+def forward_schema(inputs: Iterable[InputMeta], listed: bool) -> str:
+    """What a variant's op takes after ``scale``, in torch's schema language."""
+    tensors = "".join(f", Tensor {one.name}" for one in inputs)
+    return f"{tensors}, Tensor? plan" if listed else tensors
+
+
+def plan_schema(inputs: Iterable[InputMeta]) -> str:
+    """What the op takes that makes plans."""
+    sizes = "int batch, int heads, int heads_k, int seqlen_q, int seqlen_k"
+    return f"Tensor like, {sizes}" + "".join(f", Tensor {one.name}" for one in inputs)

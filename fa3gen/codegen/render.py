@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jinja2
 
 from fa3gen import _version
+from fa3gen.codegen.lists import ListsView, lists_view
 from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMeta
 from fa3gen.codegen.view import (
     HostView,
@@ -71,16 +72,36 @@ def render(plan: Sequence[Schedule]) -> OpSource:
         kernels = tuple(
             _kernel(environment, variant, *made) for made in zip(plan, programs, views, strict=True)
         )
+        lists = _lists(variant, plan[-1], programs[-1])
+        unit = None if lists is None else _lists_kernel(environment, lists)
         host = environment.get_template("host/host.cpp.j2").render(
-            host=_host(variant, tuple(views), programs[0].score)
+            host=_host(variant, tuple(views), programs[0].score, lists)
         )
     except jinja2.TemplateError as error:
         raise RenderError(f"{variant.name}: {error}") from error
-    return OpSource(variant, kernels, _tidy(host))
+    return OpSource(variant, kernels, unit, _tidy(host))
 
 
-def _host(variant: VariantMeta, views: tuple[LaunchView, ...], form: ScoreForm) -> HostView:
-    return host_view(variant, views, form.constant, form.scales_products)
+def _host(
+    variant: VariantMeta,
+    views: tuple[LaunchView, ...],
+    form: ScoreForm,
+    lists: ListsView | None,
+) -> HostView:
+    return host_view(variant, views, form.constant, form.scales_products, lists)
+
+
+def _lists(variant: VariantMeta, schedule: Schedule, program: Program) -> ListsView | None:
+    """The kernel that lists KV tiles, if their kernels take lists; one for all of a plan's."""
+    if not program.listed:
+        return None
+    return lists_view(variant, program, schedule.bounds, f"{variant.name}_lists")
+
+
+def _lists_kernel(environment: jinja2.Environment, lists: ListsView) -> KernelSource:
+    text = _tidy(environment.get_template("lists.cu.j2").render(lists=lists))
+    meta = KernelMeta("lists", lists.symbol, None, 0, 0, 256, 0)
+    return KernelSource(meta, text)
 
 
 def _kernel(
@@ -115,7 +136,10 @@ def _variant(plan: Sequence[Schedule]) -> VariantMeta:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     op_name = f"{spec.name}_{digest}"
     dims = spec.head_dim
-    return VariantMeta(spec.name, op_name, spec.dtype, dims.qk, dims.v, spec.input_metas)
+    listed = plan[0].bounds.listed
+    return VariantMeta(
+        spec.name, op_name, spec.dtype, dims.qk, dims.v, spec.input_metas, listed
+    )
 
 
 def _launch(schedule: Schedule, program: Program) -> LaunchView:

@@ -20,6 +20,7 @@ class VariantMeta:
     head_dim_qk: int
     head_dim_v: int
     inputs: tuple[InputMeta, ...] = ()  # in the order of the op's arguments
+    listed: bool = False  # calls take a plan: lists of KV tiles
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,10 @@ class OpSource:
 
     meta: VariantMeta
     kernels: tuple[KernelSource, ...]
+    lists: KernelSource | None  # the kernel that lists KV tiles before them
     host: str  # the .cpp translation unit (torch stable ABI, embeds the cubins)
+
+    @property
+    def units(self) -> tuple[KernelSource, ...]:
+        """All that is compiled to a cubin."""
+        return (*self.kernels, *([] if self.lists is None else [self.lists]))

@@ -11,8 +11,9 @@ import sympy
 
 from fa3gen.codegen.cpp import print_cpp
 from fa3gen.codegen.elements import ElementsView, KernelNames, elements_view
+from fa3gen.codegen.lists import ListsView
 from fa3gen.codegen.source import KernelMeta, VariantMeta
-from fa3gen.inputs import InputMeta
+from fa3gen.inputs import InputMeta, forward_schema, plan_schema
 from fa3gen.ir.staging import stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import product_dim
@@ -112,6 +113,8 @@ class HostView:
     parameters: str = ""  # of the op's functions, for the inputs
     arguments: str = "{}"
     schema: str = ""
+    plan_schema: str = ""
+    lists: ListsView | None = None  # the kernel that lists KV tiles
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class KernelView:
     headers: tuple[str, ...]
     params: str  # type of the kernel's parameters
     inputs_template: str
+    tiles_template: str  # of the KV tiles that a work tile visits
     row_structs: tuple[str, ...]  # what knows its work tile's rows
     shared: bool  # key bounds depend on heads or inputs
     rows: str  # type of what a thread keeps of its rows
@@ -228,7 +232,10 @@ class KernelView:
 
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
-        return f"(n {'+' if tiles > 0 else '-'} {abs(tiles)})" if tiles else "n"
+        place = f"n {'+' if tiles > 0 else '-'} {abs(tiles)}" if tiles else "n"
+        if self.program.listed:
+            return f"kv.tile({place})"
+        return f"({place})" if tiles else place
 
 
 _BUFFER_TYPES = {"bf16": "Element", "fp16": "Element", "int32": "int"}
@@ -242,6 +249,7 @@ def kernel_view(
     """The device side of a Program."""
     bounds, score, mask = schedule.bounds, _score(program), _mask(schedule, program)
     names = KernelNames(program.inputs, bounded=True)
+    more = bool(program.inputs) or program.listed
 
     def bound(expr: sympy.Expr | None, default: str) -> str:
         return default if expr is None else print_cpp(expr, names)
@@ -268,8 +276,9 @@ def kernel_view(
         fragments={**{s: f"tSr{s}" for s in scores}, "P": "tOrP", "O": "tOrO"},
         views={s: s.replace("S", "scores") for s in scores},
         headers=_headers(schedule, program, mask),
-        params="Params" if program.inputs else "ForwardParams",
-        inputs_template=f"forward/inputs{'' if program.inputs else '_none'}.j2",
+        params="Params" if more else "ForwardParams",
+        inputs_template=f"forward/inputs{'' if more else '_none'}.j2",
+        tiles_template=f"forward/tiles_{'listed' if program.listed else 'range'}.j2",
         row_structs=(
             *(["Score"] if score.elements else []),
             *(["Mask"] if mask.kept == "mask" else []),
@@ -319,7 +328,11 @@ _AXES = {"b": "Batch", "h": "Heads", "hk": "KvHeads", "row": "Row", "k": "Key"}
 
 
 def host_view(
-    variant: VariantMeta, kernels: tuple[LaunchView, ...], factor: float, is_product: bool
+    variant: VariantMeta,
+    kernels: tuple[LaunchView, ...],
+    factor: float,
+    is_product: bool,
+    lists: ListsView | None,
 ) -> HostView:
     """The host side of a variant. Arguments of its functions have names that no macro has."""
     names = [f"{meta.name}_" for meta in variant.inputs]
@@ -331,7 +344,9 @@ def host_view(
         inputs=tuple(_input(meta) for meta in variant.inputs),
         parameters="".join(f", Tensor {name}" for name in names),
         arguments="{" + ", ".join(names) + "}",
-        schema="".join(f", Tensor {meta.name}" for meta in variant.inputs),
+        schema=forward_schema(variant.inputs, lists is not None),
+        plan_schema=plan_schema(variant.inputs),
+        lists=lists,
     )
 
 

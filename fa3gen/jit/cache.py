@@ -40,7 +40,7 @@ def build_key(source: OpSource, toolchain: Toolchain) -> str:
 
 def _key_parts(source: OpSource, toolchain: Toolchain) -> Iterator[bytes]:
     yield repr(source.meta).encode()
-    for kernel in source.kernels:
+    for kernel in source.units:
         yield repr((kernel.meta, kernel.alternative, kernel.paced)).encode()
         yield kernel.text.encode()
     yield source.host.encode()

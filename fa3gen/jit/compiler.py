@@ -73,6 +73,8 @@ def build(
     facts = tuple(
         _facts(kernel, check_ptxas_log(log, kernel.meta.symbol)) for kernel in source.kernels
     )
+    if source.lists is not None:
+        check_ptxas_log(log, source.lists.meta.symbol)
     for name in (*_TEMPORARY, *objects_of(source), *intermediates_of(source)):
         (directory / name).unlink(missing_ok=True)
     artifact = _artifact(source, directory, toolchain, facts, time.monotonic() - started)
@@ -116,6 +118,7 @@ def _artifact(
         head_dim_qk=meta.head_dim_qk,
         head_dim_v=meta.head_dim_v,
         inputs=meta.inputs,
+        listed=meta.listed,
         kernels=kernels,
         build_seconds=round(seconds, 3),
         library=library,
@@ -132,7 +135,7 @@ def _library_name(source: OpSource) -> str:
 
 
 def _write_inputs(source: OpSource, directory: Path, toolchain: Toolchain) -> None:
-    for kernel in source.kernels:
+    for kernel in source.units:
         (directory / f"{kernel.meta.stem}.cu").write_text(kernel.text, encoding="utf-8")
     (directory / "host.cpp").write_text(source.host, encoding="utf-8")
     shutil.copyfile(INCLUDE / "fa3gen/host/cubin.S", directory / "cubin.S")

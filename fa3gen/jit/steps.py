@@ -61,8 +61,8 @@ def build_graph(source: OpSource, library: str, toolchain: Toolchain) -> str:
     host += system
     link: list[str | Path] = [cxx, *LINK_FLAGS, *objects_of(source), toolchain.cudart_static]
     steps = [
-        *(step for kernel in source.kernels for step in _cubin(kernel, device)),
-        *(_embedded(kernel, [cxx, *cuda, "-c", "cubin.S"]) for kernel in source.kernels),
+        *(step for kernel in source.units for step in _cubin(kernel, device)),
+        *(_embedded(kernel, [cxx, *cuda, "-c", "cubin.S"]) for kernel in source.units),
         _step("host", [*host, "-c", "host.cpp", "-o", _HOST_OBJECT], _HOST_OBJECT, "host.cpp"),
         _step(
             "link",
@@ -76,12 +76,12 @@ def build_graph(source: OpSource, library: str, toolchain: Toolchain) -> str:
 
 def objects_of(source: OpSource) -> tuple[str, ...]:
     """What is linked."""
-    return (_HOST_OBJECT, *(f"{kernel.meta.stem}.o" for kernel in source.kernels))
+    return (_HOST_OBJECT, *(f"{kernel.meta.stem}.o" for kernel in source.units))
 
 
 def intermediates_of(source: OpSource) -> tuple[str, ...]:
     """The cubins on the way to those that are embedded."""
-    return tuple(cubin for kernel in source.kernels for cubin in _assembled(kernel))
+    return tuple(cubin for kernel in source.units for cubin in _assembled(kernel))
 
 
 def _assembled(kernel: KernelSource) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ class Artifact:
     head_dim_qk: int
     head_dim_v: int
     inputs: tuple[InputMeta, ...]  # in the order of the op's arguments
+    listed: bool  # calls take a plan: lists of KV tiles
     kernels: tuple[KernelFacts, ...]
     build_seconds: float
     library: str  # file name of the shared library inside the directory

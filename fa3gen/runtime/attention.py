@@ -12,8 +12,9 @@ from torch._ops import OpOverload
 
 from fa3gen.errors import InputError
 from fa3gen.runtime.artifact import Artifact
-from fa3gen.runtime.call_inputs import InputValue, check_inputs, gather_inputs
+from fa3gen.runtime.call_inputs import InputValue, Sizes, check_inputs, gather_inputs
 from fa3gen.runtime.op import NAMESPACE, RegisteredOp, register
+from fa3gen.runtime.plan import Plan, plan_device, plan_sizes
 
 __all__ = ["Attention", "load"]
 
@@ -56,6 +57,7 @@ class Attention:
         self._head_dim_qk = meta.head_dim_qk
         self._head_dim_v = meta.head_dim_v
         self._inputs = tuple(meta.inputs)
+        self._listed = meta.listed
         self._default_scale = meta.head_dim_qk**-0.5
 
     @property
@@ -91,6 +93,7 @@ class Attention:
         scale: float | None = None,
         return_lse: bool = False,
         out: Tensor | None = None,
+        plan: Plan | None = None,
         **inputs: InputValue,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention of ``q`` to ``k`` and ``v``.
@@ -104,7 +107,8 @@ class Attention:
         written in place: (batch, seqlen_q, heads, head_dim_v), laid out as said above, overlapping
         no input; gradients must then be off. ``inputs`` are those that the spec declares, by name,
         in their dtypes and shapes (an axis of the call may have one element for all); a scalar may
-        be a number.
+        be a number. ``plan`` is what :meth:`plan` has made of the same inputs, for this call's sizes;
+        without one it is made in the call.
 
         Returns out (batch, seqlen_q, heads, head_dim_v), with ``return_lse`` also lse (batch,
         heads, seqlen_q): the natural logarithm of each row's sum of exponentials, fp32. A row
@@ -113,9 +117,13 @@ class Attention:
         """
         scale = self._default_scale if scale is None else _checked_scale(scale)
         result: tuple[Tensor, Tensor]
-        more: tuple[Tensor, ...] = ()
-        if self._inputs or inputs:
+        more: tuple[Tensor | None, ...] = ()
+        if self._inputs or inputs or self._listed or plan is not None:
             more = gather_inputs(self._inputs, inputs, q.device)
+            if plan is not None:
+                plan.check(q, k)
+            if self._listed:
+                more = (*more, None if plan is None else plan.lists)
         if out is not None:
             result = self._forward_out(q, k, v, scale, more, out)
         elif not (
@@ -142,8 +150,40 @@ class Attention:
                 self._explain(error, q, k, v, more)
         return result if return_lse else result[0]
 
+    def plan(
+        self,
+        *,
+        seqlen_q: int | None = None,
+        seqlen_k: int | None = None,
+        batch: int | None = None,
+        heads: int | None = None,
+        heads_k: int | None = None,
+        device: torch.device | str | None = None,
+        **inputs: InputValue,
+    ) -> Plan:
+        """Which KV tiles calls with these inputs visit, to be made once for many of them.
+
+        Sizes that the inputs have need not be given; ``seqlen_q`` defaults to ``seqlen_k``,
+        ``batch``, ``heads`` and ``heads_k`` to 1 where the mask does not tell them apart, and
+        ``device`` to that of the inputs. A plan knows the mask's inputs alone: make another after
+        they have changed. Where the mask's formula alone tells the tiles, it holds nothing.
+
+        Raises InputError, naming argument, rule and value.
+        """
+        given = {"b": batch, "row": seqlen_q, "h": heads, "k": seqlen_k, "hk": heads_k}
+        place = plan_device(inputs, device)
+        tensors = gather_inputs(self._inputs, inputs, place)
+        sizes = plan_sizes(self._inputs, tensors, given)
+        check_inputs(self._inputs, tensors, sizes, place)
+        if self._registered.plan is None:
+            return Plan(sizes, None)
+        self._check_device(place)
+        like = torch.empty(1, device=place)
+        lists = self._registered.plan(like, *sizes.in_order, *tensors)
+        return Plan(sizes, lists)
+
     def _forward(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, more: tuple[Tensor, ...]
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, more: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, Tensor]:
         op = self._registered.op
         result: tuple[Tensor, Tensor]
@@ -160,7 +200,7 @@ class Attention:
         k: Tensor,
         v: Tensor,
         scale: float,
-        more: tuple[Tensor, ...],
+        more: tuple[Tensor | None, ...],
         out: Tensor,
     ) -> tuple[Tensor, Tensor]:
         self._check_inputs(q, k, v, more)
@@ -173,7 +213,7 @@ class Attention:
         return out, lse
 
     def _explain(
-        self, error: RuntimeError, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]
+        self, error: RuntimeError, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, ...]
     ) -> NoReturn:
         """Raises what the op's error means: InputError for a broken rule, else the error itself."""
         try:
@@ -186,7 +226,7 @@ class Attention:
             raise InputError(rule.splitlines()[0]) from None
         raise error
 
-    def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> None:
+    def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, ...]) -> None:
         self._check_tensor("q", q, self._head_dim_qk)
         self._check_tensor("k", k, self._head_dim_qk)
         self._check_tensor("v", v, self._head_dim_v)
@@ -209,7 +249,7 @@ class Attention:
             raise InputError(f"v: heads must be those of k, {heads_k} (got {heads_v})")
         if heads % heads_k != 0 if heads_k else heads != 0:
             raise InputError(f"k: heads must divide those of q, {heads} (got {heads_k})")
-        check_inputs(self._inputs, more, q, k)
+        check_inputs(self._inputs, more, Sizes.of(q, k), q.device)
 
     def _check_tensor(self, name: str, tensor: Tensor, head_dim: int) -> None:
         if not isinstance(tensor, Tensor):
@@ -243,7 +283,7 @@ class Attention:
             raise InputError(f"q: must be on a CUDA device (got {device})")
 
     def _check_out(
-        self, qkv: tuple[Tensor, Tensor, Tensor], more: tuple[Tensor, ...], out: Tensor
+        self, qkv: tuple[Tensor, Tensor, Tensor], more: tuple[Tensor | None, ...], out: Tensor
     ) -> None:
         q, k, v = qkv
         self._check_tensor("out", out, self._head_dim_v)
@@ -269,15 +309,15 @@ def load(directory: str | Path) -> Attention:
     return Attention(register(artifact), artifact=artifact)
 
 
-def _recorded(q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> bool:
+def _recorded(q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, ...]) -> bool:
     """Whether a call is recorded for a backward."""
     return torch.is_grad_enabled() and _needs_grad(q, k, v, more)
 
 
-def _needs_grad(q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> bool:
+def _needs_grad(q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, ...]) -> bool:
     if q.requires_grad or k.requires_grad or v.requires_grad:
         return True
-    return bool(more) and any(tensor.requires_grad for tensor in more)
+    return bool(more) and any(one is not None and one.requires_grad for one in more)
 
 
 def _checked_scale(scale: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Union
 
 import torch
@@ -13,7 +14,7 @@ from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
 from fa3gen.inputs import InputMeta
 
-__all__ = ["InputValue", "check_inputs", "gather_inputs"]
+__all__ = ["InputValue", "Sizes", "check_inputs", "gather_inputs"]
 
 InputValue = Union[Tensor, int, float]  # noqa: UP007  (evaluated at run time on Python 3.10)
 
@@ -53,19 +54,49 @@ def _tensor(meta: InputMeta, value: InputValue | None, device: torch.device) -> 
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def check_inputs(metas: Sequence[InputMeta], inputs: Sequence[Tensor], q: Tensor, k: Tensor) -> None:
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a call that axes of inputs have."""
+
+    b: int
+    h: int
+    hk: int
+    row: int
+    k: int
+
+    @staticmethod
+    def of(q: Tensor, k: Tensor) -> Sizes:
+        """Those of a call."""
+        return Sizes(q.shape[0], q.shape[2], k.shape[2], q.shape[1], k.shape[1])
+
+    @property
+    def in_order(self) -> tuple[int, int, int, int, int]:
+        """Batch, heads, heads_k, seqlen_q, seqlen_k."""
+        return (self.b, self.h, self.hk, self.row, self.k)
+
+    def axis(self, axis: str | int) -> int:
+        """The size of an input's axis."""
+        return axis if isinstance(axis, int) else int(getattr(self, axis))
+
+
+def check_inputs(
+    metas: Sequence[InputMeta],
+    inputs: Sequence[Tensor | None],
+    sizes: Sizes,
+    device: torch.device,
+) -> None:
     """Raises InputError unless each input has its device, dtype and shape; an axis of the call may
     have one element, which stands for all."""
-    sizes = {"b": q.shape[0], "row": q.shape[1], "h": q.shape[2], "k": k.shape[1], "hk": k.shape[2]}
-    for meta, tensor in zip(metas, inputs, strict=True):
+    for meta, tensor in zip(metas, inputs, strict=False):  # a plan may stand behind them
+        assert tensor is not None
         dtype: torch.dtype = getattr(torch, meta.dtype.torch_name)
         if tensor.dtype != dtype:
             raise InputError(f"{meta.name}: dtype must be {dtype} (got {tensor.dtype})")
-        if tensor.device != q.device:
+        if tensor.device != device:
             raise InputError(
-                f"{meta.name}: must be on the device of q, {q.device} (got {tensor.device})"
+                f"{meta.name}: must be on the device of q, {device} (got {tensor.device})"
             )
-        expected = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in meta.shape)
+        expected = tuple(map(sizes.axis, meta.shape))
         fits = tensor.dim() == len(expected) and all(
             size == wanted or (size == 1 and isinstance(axis, str))
             for size, wanted, axis in zip(tensor.shape, expected, meta.shape, strict=False)

@@ -5,7 +5,10 @@
     <op>(Tensor q, Tensor k, Tensor v, float scale, INPUTS) -> (Tensor, Tensor)  # out, lse
     <op>_out(Tensor q, Tensor k, Tensor v, float scale, INPUTS, Tensor(a!) out, Tensor(b!) lse) -> ()
 
-INPUTS are the tensors that the spec declares, in order of their names.
+INPUTS are the tensors that the spec declares, in order of their names; where a kernel lists KV
+tiles, ``Tensor? plan`` too, which a third op makes::
+
+    <op>_plan(Tensor like, int batch, int heads, int heads_k, int seqlen_q, int seqlen_k, INPUTS)
 
 A built library defines its pair itself, with CUDA implementations. Without one (no GPU, no
 compiler) the pair is defined here, and implemented on the CPU by the interpreter. torch aborts the
@@ -28,7 +31,7 @@ from torch._ops import OpOverload
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import UnsupportedError
-from fa3gen.inputs import InputMeta
+from fa3gen.inputs import InputMeta, forward_schema, plan_schema
 from fa3gen.runtime.artifact import Artifact
 
 __all__ = ["Interpreted", "OpMeta", "RegisteredOp", "register", "register_interpreted"]
@@ -55,6 +58,8 @@ class OpMeta(Protocol):
     def head_dim_v(self) -> int: ...
     @property
     def inputs(self) -> Sequence[InputMeta]: ...
+    @property
+    def listed(self) -> bool: ...
 
 
 class RegisteredOp:
@@ -73,6 +78,7 @@ class RegisteredOp:
         self.op: OpOverload[..., Any]
         self.out: OpOverload[..., Any]
         self.launch: Callable[..., tuple[Tensor, Tensor]]
+        self.plan: OpOverload[..., Any] | None = None  # makes lists of KV tiles
         self._library: Any = None  # torch's owner of what is written in Python
 
     def attach(self, *, define: bool) -> None:
@@ -80,13 +86,16 @@ class RegisteredOp:
         name = self.meta.op_name
         library = _new_library()
         if define:
-            more = "".join(f", Tensor {one.name}" for one in self.meta.inputs)
+            more = forward_schema(self.meta.inputs, self.meta.listed)
             library.define(f"{name}({_ARGUMENTS}{more}) -> (Tensor, Tensor)")
             outputs = "Tensor(a!) out, Tensor(b!) lse"
             library.define(f"{name}_out({_ARGUMENTS}{more}, {outputs}) -> ()")
+            if self.meta.listed:
+                library.define(f"{name}_plan({plan_schema(self.meta.inputs)}) -> Tensor")
         self.op = getattr(_ops.fa3gen, name).default
         self.out = getattr(_ops.fa3gen, f"{name}_out").default
         self.launch = self.op._op
+        self.plan = getattr(_ops.fa3gen, f"{name}_plan").default if self.meta.listed else None
         _register_shapes(library, self.meta)
         _register_autograd(library, self.meta)
         _register_flops(name, self.meta)
@@ -127,6 +136,13 @@ class RegisteredOp:
         assert self._library is not None
         self._library.impl(self.meta.op_name, forward, "CPU")
         self._library.impl(f"{self.meta.op_name}_out", forward_out, "CPU")
+        if self.meta.listed:
+            self._library.impl(f"{self.meta.op_name}_plan", self._interpret_plan, "CPU")
+
+    def _interpret_plan(self, like: Tensor, *arguments: Any) -> Tensor:
+        assert self.interpreted is not None
+        make: Callable[..., Tensor] = self.interpreted.plan  # type: ignore[attr-defined]
+        return make(*arguments)
 
 
 def _new_library() -> Any:
@@ -159,7 +175,8 @@ def register_interpreted(meta: OpMeta, function: Interpreted) -> RegisteredOp:
     """Defines the op of ``meta``, if no library has, and implements it on CPU tensors.
 
     ``function(q, k, v, scale, *inputs)`` returns new tensors (out, lse) of any strides: out (batch,
-    seqlen_q, heads, head_dim_v) in q's dtype, lse (batch, heads, seqlen_q) fp32.
+    seqlen_q, heads, head_dim_v) in q's dtype, lse (batch, heads, seqlen_q) fp32. Of a variant whose
+    KV tiles are listed it also takes a plan, or None, and has a method ``plan(*sizes, *inputs)``.
     """
     with _lock:
         registered = _registry.get(meta.op_name)
@@ -176,7 +193,7 @@ def _register_shapes(library: Any, meta: OpMeta) -> None:
     head_dim_v = meta.head_dim_v
 
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor
+        q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         batch, seqlen_q, heads, _ = q.shape
         out = q.new_empty((batch, seqlen_q, heads, head_dim_v))

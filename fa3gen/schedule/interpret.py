@@ -22,13 +22,13 @@ from sympy.core.function import AppliedUndef
 from torch import Tensor
 
 from fa3gen.dtypes import DType
-from fa3gen.errors import VerificationError
+from fa3gen.errors import InputError, VerificationError
 from fa3gen.ir.score import LOG2E
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.machine import Agent, Machine, Place
 from fa3gen.schedule.program import Calc, CalcKind, Gemm, GemmKind, Program
-from fa3gen.schedule.ranges import KeyBounds, TileRange, tile_range
+from fa3gen.schedule.ranges import KeyBounds, TileRange, list_axes, tile_range
 from fa3gen.schedule.schedule import Persistence, Schedule
 from fa3gen.spec import symbols
 
@@ -63,11 +63,23 @@ class Interpreter:
         self.execution = execution
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *inputs: Tensor
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *more: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Run the Program; shapes, types and errors as of :func:`interpret`."""
+        """Run the Program; shapes, types and errors as of :func:`interpret`. ``more``: the inputs,
+        and where KV tiles are listed a plan or None."""
+        inputs = [tensor for tensor in more[: len(self.program.inputs)] if tensor is not None]
+        plan = more[-1] if self.program.listed and more else None
         tensors = (q, k, v, *inputs)
-        return interpret(self.program, self.bounds, tensors, scale, self.execution)
+        return interpret(self.program, self.bounds, tensors, scale, self.execution, plan)
+
+    def plan(self, sizes: tuple[int, int, int, int, int], inputs: Sequence[Tensor]) -> Tensor:
+        """The lists of KV tiles for (batch, heads, heads_k, seqlen_q, seqlen_k), as int32."""
+        batch, heads, heads_k, seqlen_q, seqlen_k = sizes
+        dim = self.program.buffer("Q").cols
+        q = torch.empty(batch, seqlen_q, heads, dim, device="meta")
+        k = torch.empty(batch, seqlen_k, heads_k, dim, device="meta")
+        call = _Call(self.program, (q, k, k, *inputs), 1.0, results=False)
+        return call.lists.encode(list_axes(self.program.keep))
 
 
 def interpret(
@@ -76,6 +88,7 @@ def interpret(
     tensors: tuple[Tensor, ...],
     scale: float,
     execution: Execution = Execution(),
+    plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a Program on q, k, v and its inputs.
 
@@ -89,6 +102,8 @@ def interpret(
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         call = _Call(program, tensors, scale)
+        if plan is not None:
+            call.lists.decode(list_axes(program.keep), plan)
         works = call.work_tiles()
         order = None if execution.seed is None else random.Random(execution.seed)
         ctas = -(-len(works) // execution.work_tiles)
@@ -137,7 +152,13 @@ class _WorkTile:
 class _Call:
     """The tensors of one call and what its work tiles share."""
 
-    def __init__(self, program: Program, tensors: tuple[Tensor, ...], scale: float) -> None:
+    def __init__(
+        self,
+        program: Program,
+        tensors: tuple[Tensor, ...],
+        scale: float,
+        results: bool = True,
+    ) -> None:
         self.program = program
         q, k, v, *inputs = tensors
         self.global_tensors = {"Q": q, "K": k, "V": v}
@@ -150,11 +171,13 @@ class _Call:
         self.score_scale = _fp32(scale)
         self.scale = _fp32(program.score.multiplier(scale))  # what the softmax multiplies by
         self.scale_log2 = _fp32(program.score.multiplier(scale) * math.log2(math.e))
-        nan = math.nan  # shows what the Program does not write
-        self.out = q.new_full((self.batch, self.seqlen_q, self.heads, self.dim_v), nan)
-        self.lse = q.new_full((self.batch, self.heads, self.seqlen_q), nan, dtype=torch.float32)
         self.inputs = _inputs(program, inputs)
         self.masks = _Masks(program, self.seqlen_q, self.seqlen_k, self.inputs)
+        self.lists = _Lists(self)
+        if results:
+            nan = math.nan  # shows what the Program does not write
+            self.out = q.new_full((self.batch, self.seqlen_q, self.heads, self.dim_v), nan)
+            self.lse = q.new_full((self.batch, self.heads, self.seqlen_q), nan, dtype=torch.float32)
 
     def work_tiles(self) -> list[_WorkTile]:
         """Every work tile, those with the last rows first."""
@@ -171,6 +194,8 @@ class _Call:
         first = work.m_block * self.program.block_m
         last = min(first + self.program.block_m, self.seqlen_q) - 1
         lengths, block_n = (self.seqlen_q, self.seqlen_k), self.program.block_n
+        if self.program.listed:
+            return self._listed_range(work)
         heads = {symbol: _integer(value) for symbol, value in self.head_indices(work).items()}
 
         def shared(expr: Any) -> int:
@@ -180,6 +205,22 @@ class _Call:
         if self.program.always:
             tiles = tiles.or_beyond(-(-max(self.seqlen_k, 1) // self.program.block_n))
         return tiles.at_least(self.program.peeled)
+
+    def _listed_range(self, work: _WorkTile) -> TileRange:
+        """Places in the work tile's list: whole tiles first."""
+        whole, masked = self.lists.of(work)
+        count = len(whole) + len(masked)
+        tiles = TileRange(0, 0, len(whole), count)
+        return (tiles.or_beyond(0) if self.program.always else tiles).at_least(self.program.peeled)
+
+    def kv_tile(self, work: _WorkTile, place: int) -> int:
+        """The KV tile at a place of the loop; beyond a list lies one past the last key."""
+        if not self.program.listed:
+            return place
+        whole, masked = self.lists.of(work)
+        tiles = [*whole, *masked]
+        beyond = -(-max(self.seqlen_k, 1) // self.program.block_n)
+        return tiles[place] if place < len(tiles) else beyond
 
     def head_indices(self, work: _WorkTile) -> dict[Any, int]:
         """The values of b, h and hk."""
@@ -211,6 +252,80 @@ class _Call:
             ]
         else:
             raise VerificationError(f"stores {name}, which is no output")
+
+
+class _Lists:
+    """The KV tiles that query tiles visit, as the elements of the mask say, or a plan."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+        self.known: dict[_WorkTile, tuple[list[int], list[int]]] = {}
+
+    @property
+    def room(self) -> int:
+        """The most tiles of a list."""
+        return max(-(-self.call.seqlen_k // self.call.program.block_n), 1)
+
+    def of(self, work: _WorkTile) -> tuple[list[int], list[int]]:
+        """The tiles that all rows of a query tile keep whole, and those that some keep a part of."""
+        if work not in self.known:
+            self.known[work] = self._look(work)
+        return self.known[work]
+
+    def _look(self, work: _WorkTile) -> tuple[list[int], list[int]]:
+        call, program = self.call, self.call.program
+        whole: list[int] = []
+        masked: list[int] = []
+        heads, block_n = call.head_indices(work), program.block_n
+        firsts = range(work.m_block * program.block_m, call.seqlen_q, HOPPER.wgmma_rows)
+        firsts = firsts[: program.block_m // HOPPER.wgmma_rows]
+        for tile in range(-(-call.seqlen_k // block_n)):
+            parts = [
+                call.masks.tile(first, tile * block_n, heads)[: call.seqlen_q - first]
+                for first in firsts
+            ]
+            kept = torch.cat(parts)
+            if bool(kept.any()):
+                (whole if bool(kept.all()) else masked).append(tile)
+        return whole, masked
+
+    def _works(self, axes: tuple[bool, bool]) -> list[_WorkTile]:
+        """A work tile of each list, in the order of a plan; ``axes``: batches, heads of their own."""
+        batches = range(self.call.batch if axes[0] else min(self.call.batch, 1))
+        heads = range(self.call.heads if axes[1] else min(self.call.heads, 1))
+        places = itertools.product(batches, heads, self.call.m_blocks)
+        return [_WorkTile(m_block, head, batch) for batch, head, m_block in places]
+
+    def encode(self, axes: tuple[bool, bool]) -> Tensor:
+        """All lists as int32: numbers of whole and masked tiles of each, then each list's room, with
+        whole tiles from its start and masked ones from its end."""
+        counts: list[int] = []
+        tiles: list[int] = []
+        for work in self._works(axes):
+            whole, masked = self.of(work)
+            counts += [len(whole), len(masked)]
+            tiles += [*whole, *[0] * (self.room - len(whole) - len(masked)), *reversed(masked)]
+        return torch.tensor([*counts, *tiles], dtype=torch.int32, device="cpu")
+
+    def decode(self, axes: tuple[bool, bool], plan: Tensor) -> None:
+        """Take the lists of a plan, for all work tiles that share them."""
+        works = self._works(axes)
+        values = plan.tolist()
+        if len(values) != len(works) * (2 + self.room):
+            raise InputError(
+                f"plan: must be one for these lengths, batches and heads: "
+                f"{len(works) * (2 + self.room)} int32 (got {len(values)})"
+            )
+        lists = dict(zip(works, range(len(works)), strict=True))
+        for work in self.call.work_tiles():
+            shared = _WorkTile(
+                work.m_block, work.head if axes[1] else 0, work.batch if axes[0] else 0
+            )
+            index = lists[shared]
+            whole, masked = values[2 * index : 2 * index + 2]
+            start = 2 * len(works) + index * self.room
+            tiles = values[start : start + self.room]
+            self.known[work] = (tiles[:whole], tiles[self.room - masked :][::-1])
 
 
 def _inputs(program: Program, tensors: Sequence[Tensor]) -> dict[Any, Tensor]:
@@ -338,7 +453,8 @@ class _Tensors:
 
     def _first_key(self, place: Place) -> int:
         """The first key of the KV tile; tiles are visited from the last one down."""
-        return (place.range.end - 1 - place.tile) * self.program.block_n
+        index = place.range.end - 1 - place.tile
+        return self.call.kv_tile(self.work[place.work], index) * self.program.block_n
 
     def _keep(self, place: Place) -> Tensor:
         heads = self._heads(place)

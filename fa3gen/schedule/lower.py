@@ -198,6 +198,7 @@ def lower(schedule: Schedule) -> Program:
         unroll=schedule.score_tiles,
         followed=_followed(schedule),
         always=_always(schedule),
+        listed=schedule.bounds.listed,
     )
 
 
@@ -436,7 +437,7 @@ def _kv_tiles(
 
     if bounds.masks_right or not depth:
         loop(Segment.RIGHT, True)
-    if bounds.exact:
+    if bounds.guessable:
         loop(Segment.FULL, False)
         if bounds.masks_left:
             loop(Segment.LEFT, True)

@@ -94,6 +94,7 @@ def start_plan(
 def _started(spec: AttentionSpec, max_keys: int | None, spare: int = 0) -> Schedule:
     """Tile, knobs and graph of a kernel."""
     bounds = key_bounds(spec.mask_expr)
+    bounds = replace(bounds, listed=not bounds.exact)
     tiling, choice = choose_tiling(spec, bounds, spare)
     graph = build_forward(spec, tiling.block_m, tiling.block_n)
     _log.log(debug.PASSES, "graph:\n%s", graph)

@@ -604,6 +604,7 @@ class Program:
     unroll: int  # KV tiles of a turn of the consumers' loops
     followed: int  # KV tiles of a loop that begin a work tile with the mask's code, needed or not
     always: bool  # every work tile visits a KV tile, one past the last key if it keeps none
+    listed: bool  # KV tiles are places in a list of the work tile's: whole tiles, then masked ones
 
     def buffer(self, name: str) -> Buffer:
         """The shared buffer of a tile value."""

@@ -8,8 +8,8 @@ Derived from the mask expression alone. For the positions ``q_first .. q_last`` 
                         64 * (q_last // 64); ...
 
 ``comparisons`` solves each comparison of a row for k, ``key_sets`` joins the solutions. What cannot
-be solved bounds nothing, and then every visited tile is masked element by element: slower, never
-wrong.
+be solved bounds nothing; a mask that leaves no tile known to be kept whole has its tiles *listed*
+by a kernel that looks at the elements.
 """
 
 from __future__ import annotations
@@ -22,8 +22,18 @@ import sympy
 from fa3gen.schedule.comparisons import kept_keys
 from fa3gen.schedule.integers import Q_FIRST, Q_LAST, TYPICAL, Shared, compiled
 from fa3gen.schedule.key_sets import Interval, of_every_row, over_tile
+from fa3gen.spec import symbols
 
-__all__ = ["Q_FIRST", "Q_LAST", "KeyBounds", "TileRange", "key_bounds", "row_keys", "tile_range"]
+__all__ = [
+    "Q_FIRST",
+    "Q_LAST",
+    "KeyBounds",
+    "TileRange",
+    "key_bounds",
+    "list_axes",
+    "row_keys",
+    "tile_range",
+]
 
 _NO_KEYS = sympy.Integer(0)
 
@@ -35,7 +45,8 @@ class KeyBounds:
     Keys that some row keeps are in [some_begin, some_end); keys in [every_begin, every_end) are
     kept by every row. None: no bound on that side but the keys themselves. ``exact`` is False if
     there is no interval that every row keeps, so that no tile may skip the mask; the interval is
-    then [None, 0). Values may lie outside the keys, and an end before its begin; with lengths up to
+    then [None, 0). ``listed``: the tiles between some_begin and some_end are looked at, and those
+    that are visited listed, the whole ones apart. Values may lie outside the keys, and an end before its begin; with lengths up to
     2^30 no intermediate value leaves int32.
     """
 
@@ -44,16 +55,23 @@ class KeyBounds:
     every_end: sympy.Expr | None
     some_end: sympy.Expr | None
     exact: bool
+    listed: bool = False
 
     @property
     def masks_right(self) -> bool:
-        """Whether tiles other than the one that holds the last key may need the mask."""
-        return self.some_end is not None or self.every_end is not None
+        """Whether tiles other than the one that holds the last key may need the mask, which are
+        then visited before those that need none."""
+        return self.listed or self.some_end is not None or self.every_end is not None
 
     @property
     def masks_left(self) -> bool:
-        """Whether tiles at the low end of the keys may need the mask."""
-        return self.some_begin is not None or self.every_begin is not None
+        """Whether tiles that need the mask are visited after those that need none."""
+        return not self.listed and (self.some_begin is not None or self.every_begin is not None)
+
+    @property
+    def guessable(self) -> bool:
+        """Whether there may be tiles that need no mask."""
+        return self.exact or self.listed
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,12 @@ def key_bounds(keep: sympy.Basic) -> KeyBounds:
     return KeyBounds(some.begin, every.begin, every.end, some.end, True)
 
 
+def list_axes(keep: sympy.Basic) -> tuple[bool, bool]:
+    """Whether batches, and query heads, have lists of KV tiles of their own."""
+    free = keep.free_symbols
+    return symbols.b in free, bool(free & {symbols.h, symbols.hk})
+
+
 def row_keys(keep: sympy.Basic) -> Interval | None:
     """The keys that a row keeps, of those there are, if they are an interval: its bounds are
     expressions in q and the lengths."""
@@ -130,6 +154,9 @@ def tile_range(
     begin = min(clamp(value(bounds.some_begin, 0), 0, seqlen_k) // block_n, end)
     full_end = clamp(value(bounds.every_end, seqlen_k), 0, seqlen_k) // block_n
     full_begin = -(-max(value(bounds.every_begin, 0), 0) // block_n)
+    if bounds.listed:  # to choose schedules by: most are whole
+        full_begin, full_end = begin, max(end - 2, begin)
+        return TileRange(begin, full_begin, full_end, end)
     full_end = clamp(full_end, begin, end) if bounds.exact else begin
     full_begin = clamp(full_begin, begin, full_end)
     return TileRange(begin, full_begin, full_end, end)

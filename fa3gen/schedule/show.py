@@ -83,7 +83,7 @@ def _bounds(schedule: Schedule) -> str:
     return (
         f"some row keeps  [{bounds.some_begin or 0}, {bounds.some_end or 'seqlen_k'})\n"
         f"every row keeps [{bounds.every_begin or 0}, {bounds.every_end or 'seqlen_k'})"
-        + ("" if bounds.exact else "\nevery tile is masked: a conjunct bounds nothing")
+        + ("\nlisted by a kernel that looks at the elements" if bounds.listed else "")
     )
 
 

@@ -133,7 +133,7 @@ def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
     knobs = spec.schedule
     if knobs.maxima is not None:
         return knobs.maxima
-    able = bounds.exact and knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
+    able = bounds.guessable and knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
     if able and whole_share(bounds) > _MOSTLY:
         return Maxima.SPECULATIVE
     large = spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS
@@ -142,7 +142,7 @@ def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
 
 def _check_speculative(spec: AttentionSpec, bounds: KeyBounds) -> None:
     """Refuse what leaves speculation no tile that needs no mask, or has no Program with it."""
-    if not bounds.exact:
+    if not bounds.guessable:
         raise UnsupportedError(
             "schedule.maxima: speculative needs KV tiles that are known to be kept whole, and this "
             "mask's are not; use exact or lazy"

@@ -36,7 +36,9 @@ _FORMULA_WORDS = _words(
     and or not true false full causal window chunk prefix document
     """
 )
-_CALL_WORDS = _words("v o out lse scale return_lse self")  # arguments of the op
+_CALL_WORDS = _words(
+    "v o out lse scale return_lse self plan like batch heads heads_k"
+)  # arguments of the op
 
 
 def check_name(name: str) -> str:

@@ -20,8 +20,18 @@ struct InputTensor {
   int sizes[4];
 };
 
+// Lists of the KV tiles that query tiles visit, by batches and heads as far as the mask tells them apart. A list
+// has room for all KV tiles: whole ones from its start on, masked ones from its end backwards.
+struct TileLists {
+  int* tiles;
+  int* counts;       // of each list: whole tiles, masked tiles
+  int batch_stride;  // lists between batches, and between heads; 0: they share theirs
+  int head_stride;
+  int room;          // tiles of a list
+};
+
 // Run-time values of a forward call. Tensors reach the kernel as TMA descriptors beside this; Q and K
-// once more, for warps whose speculation on the row maxima has failed. Input tensors follow it.
+// once more, for warps whose speculation on the row maxima has failed. Lists and input tensors follow it.
 struct ForwardParams {
   float* lse;           // (batch, heads, seqlen_q) fp32, natural logarithm
   float scale_log2;     // what products or scores are multiplied by, base 2: the softmax scale and a constant factor

@@ -83,4 +83,43 @@ __device__ __forceinline__ KvRange kv_tiles(int some_begin, int every_begin, int
   return {begin, late(full_begin), late(full_end), max(end, least)};
 }
 
+// The same of places in a list of KV tiles.
+struct KvList : KvRange {
+  int const* tiles;
+  int last;    // of the list's room
+  int whole;
+  int masked;
+  int beyond;  // a tile past the last key
+
+  __device__ __forceinline__ int tile(int place) const {
+    if (place < whole) {
+      return tiles[place];
+    }
+    return place < whole + masked ? tiles[last - (place - whole)] : beyond;
+  }
+};
+
+// The list of a work tile: masked tiles are visited first, then whole ones. For kPeeled and the others see
+// kv_tiles.
+template <int kBlockN, int kPeeled, int kLag, int kFollowed, bool kAlways>
+__device__ __forceinline__ KvList listed_tiles(WorkTile const& tile, TileLists const& lists, int m_blocks,
+                                               int seqlen_k) {
+  int const list =
+      (tile.batch * lists.batch_stride + tile.head * lists.head_stride) * m_blocks + tile.m_block;
+  int const whole = lists.counts[2 * list], masked = lists.counts[2 * list + 1];
+  int const count = whole + masked;
+  int const end = count > 0 ? max(count, kPeeled) : kAlways ? max(kPeeled, 1) : 0;
+  int const full_end = max(min(kFollowed ? min(whole, end - kFollowed) : whole, end) - kLag, 0);
+  KvList kv;
+  kv.begin = kv.full_begin = 0;
+  kv.full_end = full_end;
+  kv.end = end;
+  kv.tiles = lists.tiles + static_cast<int64_t>(list) * lists.room;
+  kv.last = lists.room - 1;
+  kv.whole = whole;
+  kv.masked = masked;
+  kv.beyond = (max(seqlen_k, 1) + kBlockN - 1) / kBlockN;
+  return kv;
+}
+
 }  // namespace fa3gen

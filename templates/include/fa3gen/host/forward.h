@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <tuple>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "fa3gen/host/device_kernel.h"
 #include "fa3gen/host/error.h"
 #include "fa3gen/host/inputs.h"
+#include "fa3gen/host/lists.h"
 #include "fa3gen/host/tensor.h"
 #include "fa3gen/host/tensor_map.h"
 #include "fa3gen/host/work_counter.h"
@@ -30,6 +32,7 @@ struct ForwardKernel {
   DeviceKernel& device;
   int64_t max_keys;  // of a call
   int block_m;  // query rows of a work tile
+  int block_n;  // keys of a KV tile
   int threads;  // of a CTA
   int smem_bytes;
   int cta_per_sm;
@@ -51,6 +54,7 @@ struct ForwardOp {
   double score_factor;    // that scores are multiplied by, beside log2(e)
   bool score_is_product;  // and by the softmax scale, which else the score formula takes
   std::span<const InputArgument> inputs;
+  const ListsKernel* lists;  // lists KV tiles before the others run; null if they need no lists
   std::span<const ForwardKernel> kernels;
 
   const ForwardKernel& kernel_for(int64_t keys) const {
@@ -67,14 +71,23 @@ struct ForwardTensors {
   Tensor out;  // (batch, seqlen_q, heads, head_dim_v)
   Tensor lse;  // (batch, heads, seqlen_q) fp32
   std::vector<Tensor> inputs;
+  std::optional<Tensor> plan;  // lists of KV tiles that were made before
 };
 
-// What the kernel takes by value: as much of it as the op has inputs.
+// What the kernel takes by value: the first of it, or all up to the last of the op's inputs.
 struct ForwardArguments {
   ForwardParams params;
+  TileLists lists;
   InputTensor inputs[kMaxInputs];
 };
-static_assert(offsetof(ForwardArguments, inputs) == sizeof(ForwardParams));
+static_assert(offsetof(ForwardArguments, lists) == sizeof(ForwardParams));
+static_assert(offsetof(ForwardArguments, inputs) == sizeof(ForwardParams) + sizeof(TileLists));
+
+inline void check_inputs(const ForwardOp& op, const CallSizes& sizes, const std::vector<Tensor>& inputs, int device) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    check_input(op.name, op.inputs[i], inputs[i], sizes, device);
+  }
+}
 
 inline void check_arguments(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                             const std::vector<Tensor>& inputs) {
@@ -95,10 +108,7 @@ inline void check_arguments(const ForwardOp& op, const Tensor& q, const Tensor& 
   if (!(std::isnormal(scale_log2) && scale_log2 > 0)) {
     fail(op.name, ": scale must be finite and positive in fp32 (got ", scale, ")");
   }
-  const CallSizes sizes{q.size(kBatch), heads, heads_k, q.size(kSeqlen), k.size(kSeqlen)};
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    check_input(op.name, op.inputs[i], inputs[i], sizes, device);
-  }
+  check_inputs(op, {q.size(kBatch), heads, heads_k, q.size(kSeqlen), k.size(kSeqlen)}, inputs, device);
 }
 
 inline std::vector<Tensor> readable_inputs(const ForwardOp& op, const std::vector<Tensor>& inputs) {
@@ -158,17 +168,14 @@ inline GlobalTensor global_tensor(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(kBatch), tensor.stride(kSeqlen), tensor.stride(kHeads)};
 }
 
-inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kernel, const ForwardTensors& tensors,
-                                 double scale) {
+// The sizes of a call, and its work tiles.
+inline ForwardParams size_params(const ForwardOp& op, const ForwardKernel& kernel, const CallSizes& sizes) {
   ForwardParams params{};
-  params.lse = static_cast<float*>(tensors.lse.mutable_data_ptr());
-  params.scale_log2 = static_cast<float>(op.score_factor * (op.score_is_product ? scale : 1.0) * M_LOG2E);
-  params.scale = static_cast<float>(scale);
-  params.batch = static_cast<int>(tensors.q.size(kBatch));
-  params.heads = static_cast<int>(tensors.q.size(kHeads));
-  params.heads_per_kv = params.heads / static_cast<int>(tensors.k.size(kHeads));
-  params.seqlen_q = static_cast<int>(tensors.q.size(kSeqlen));
-  params.seqlen_k = static_cast<int>(tensors.k.size(kSeqlen));
+  params.batch = static_cast<int>(sizes.batch);
+  params.heads = static_cast<int>(sizes.heads);
+  params.heads_per_kv = params.heads / static_cast<int>(sizes.kv_heads);
+  params.seqlen_q = static_cast<int>(sizes.seqlen_q);
+  params.seqlen_k = static_cast<int>(sizes.seqlen_k);
   const int64_t m_blocks = (int64_t{params.seqlen_q} + kernel.block_m - 1) / kernel.block_m;
   const int64_t all_heads = int64_t{params.batch} * params.heads;
   if (all_heads > INT_MAX / m_blocks) {
@@ -176,11 +183,40 @@ inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kerne
   }
   params.m_blocks = static_cast<int>(m_blocks);
   params.work_tiles = static_cast<int>(m_blocks * all_heads);
+  return params;
+}
+
+inline CallSizes call_sizes(const Tensor& q, const Tensor& k) {
+  return {q.size(kBatch), q.size(kHeads), k.size(kHeads), q.size(kSeqlen), k.size(kSeqlen)};
+}
+
+inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kernel, const ForwardTensors& tensors,
+                                 double scale) {
+  ForwardParams params = size_params(op, kernel, call_sizes(tensors.q, tensors.k));
+  params.lse = static_cast<float*>(tensors.lse.mutable_data_ptr());
+  params.scale_log2 = static_cast<float>(op.score_factor * (op.score_is_product ? scale : 1.0) * M_LOG2E);
+  params.scale = static_cast<float>(scale);
   params.groups = head_groups(op, kernel, params);
-  params.heads_per_group = static_cast<int>(all_heads / params.groups);
+  params.heads_per_group = params.batch * params.heads / params.groups;
   params.q = global_tensor(tensors.q);
   params.k = global_tensor(tensors.k);
   return params;
+}
+
+inline void point_to_inputs(ForwardArguments& arguments, const std::vector<Tensor>& inputs, const void* somewhere) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    arguments.inputs[i] = input_tensor(inputs[i], somewhere);
+  }
+}
+
+// Lists of KV tiles in a new tensor.
+inline Tensor make_lists(const ForwardOp& op, const ForwardKernel& kernel, ForwardArguments& arguments,
+                         const Tensor& like, cudaStream_t stream) {
+  const ListsLayout layout(*op.lists, arguments.params, kernel.block_n);
+  const Tensor storage = allocate(like, {layout.elements()}, ScalarType::Int);
+  arguments.lists = tile_lists(*op.lists, layout, arguments.params, storage);
+  fill_lists(*op.lists, layout, arguments, kernel.block_m, kernel.block_n, like.get_device_index(), stream);
+  return storage;
 }
 
 // Launches on torch's current stream. The tensors are checked, and TMA can address them.
@@ -206,9 +242,7 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
 
   ForwardArguments forward_arguments;
   ForwardParams& params = forward_arguments.params = make_params(op, kernel, tensors, scale);
-  for (size_t i = 0; i < tensors.inputs.size(); ++i) {
-    forward_arguments.inputs[i] = input_tensor(tensors.inputs[i], base_q);
-  }
+  point_to_inputs(forward_arguments, tensors.inputs, base_q);
   const int resident_ctas = ready.sm_count * kernel.cta_per_sm;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kernel.persistent ? std::min(resident_ctas, params.work_tiles) : params.work_tiles);
@@ -223,13 +257,22 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
   } else if (kernel.claims) {
     params.next_work = work_counter(device, config.stream);
   }
+  std::optional<Tensor> lists = tensors.plan;
+  if (op.lists != nullptr && lists) {
+    const ListsLayout layout(*op.lists, params, kernel.block_n);
+    check_plan(op.name, layout, *lists, device);
+    forward_arguments.lists = tile_lists(*op.lists, layout, params, *lists);
+  } else if (op.lists != nullptr) {
+    lists = make_lists(op, kernel, forward_arguments, tensors.q, config.stream);
+  }
   void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, &forward_arguments};
   check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments), "cudaLaunchKernelExC");
 }
 
 // out and lse in new tensors.
 inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v,
-                                          double scale, const std::vector<Tensor>& inputs) {
+                                          double scale, const std::vector<Tensor>& inputs,
+                                          const std::optional<Tensor>& plan = {}) {
   check_arguments(op, q, k, v, scale, inputs);
   const int64_t batch = q.size(kBatch), seqlen_q = q.size(kSeqlen), heads = q.size(kHeads);
   const Element& element = op.element;
@@ -240,6 +283,7 @@ inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, 
       allocate(q, {batch, seqlen_q, heads, op.head_dim_v}, element.scalar),
       allocate(q, {batch, heads, seqlen_q}, ScalarType::Float),
       readable_inputs(op, inputs),
+      plan,
   };
   launch(op, tensors, scale);
   return {tensors.out, tensors.lse};
@@ -247,13 +291,34 @@ inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, 
 
 // out and lse in the caller's tensors.
 inline void forward_out(const ForwardOp& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
-                        const std::vector<Tensor>& inputs, const Tensor& out, const Tensor& lse) {
+                        const std::vector<Tensor>& inputs, const Tensor& out, const Tensor& lse,
+                        const std::optional<Tensor>& plan = {}) {
   check_arguments(op, q, k, v, scale, inputs);
   const Element& element = op.element;
   const ForwardTensors tensors{readable_by_tma(q, element), readable_by_tma(k, element), readable_by_tma(v, element),
-                               out, lse, readable_inputs(op, inputs)};
+                               out, lse, readable_inputs(op, inputs), plan};
   check_outputs(op, tensors);
   launch(op, tensors, scale);
+}
+
+// Lists of KV tiles for calls of these sizes on `like`'s device, in one tensor of int32.
+inline Tensor plan(const ForwardOp& op, const Tensor& like, const CallSizes& sizes,
+                   const std::vector<Tensor>& inputs) {
+  const int device = like.get_device_index();
+  if (!like.is_cuda()) {
+    fail(op.name, ": plan: must be made on a CUDA device");
+  }
+  check_inputs(op, sizes, inputs, device);
+  if (sizes.batch <= 0 || sizes.heads <= 0 || sizes.seqlen_q <= 0 || sizes.seqlen_k < 0 || sizes.kv_heads <= 0) {
+    return allocate(like, {0}, ScalarType::Int);  // such calls run no kernel
+  }
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const ForwardKernel& kernel = op.kernel_for(sizes.seqlen_k);
+  const std::vector<Tensor> readable = readable_inputs(op, inputs);
+  ForwardArguments arguments;
+  arguments.params = size_params(op, kernel, sizes);
+  point_to_inputs(arguments, readable, like.const_data_ptr());
+  return make_lists(op, kernel, arguments, like, current_stream(device));
 }
 
 }  // namespace fa3gen::host
