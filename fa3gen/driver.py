@@ -49,7 +49,7 @@ __all__ = [
 SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpec"
 Progress = Callable[[str], None]
 
-_SPARES = (0, 16, 32, 64, 96)  # registers of a consumer thread, until a kernel can be built
+_SPARES = (0, 24, 56, 80, 112)  # registers of a consumer thread, until a kernel can be built
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver: on Linux, and in WSL
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -13,11 +14,20 @@ from fa3gen.codegen.cpp import Names, print_cpp, print_cpp_condition, print_cpp_
 from fa3gen.dtypes import DType
 from fa3gen.errors import RenderError
 from fa3gen.inputs import InputMeta
+from fa3gen.ir.far import FarForm
 from fa3gen.ir.score import LOG2E, PRODUCT, SCALE, SCALE_LOG2
-from fa3gen.ir.staging import OFFSET, Part, Rate, Staged, rate_of
+from fa3gen.ir.staging import OFFSET, Part, Rate, Staged, rate_of, stage_score
 from fa3gen.spec import symbols
 
-__all__ = ["ElementsView", "FieldView", "KernelNames", "elements_view", "runtime_name"]
+__all__ = [
+    "ElementsView",
+    "FarView",
+    "FieldView",
+    "KernelNames",
+    "elements_view",
+    "far_view",
+    "runtime_name",
+]
 
 _TYPES = {DType.FP32: "float", DType.BF16: "__nv_bfloat16", DType.FP16: "__half", DType.INT32: "int"}
 _ATOMS = {
@@ -39,6 +49,26 @@ class FieldView:
 
 
 @dataclass(frozen=True)
+class FarLookupView:
+    """A lookup that gives an end of its table beyond some indices."""
+
+    name: str
+    least: str
+    most: str
+    last: int
+    first_end: str
+    last_end: str
+
+
+@dataclass(frozen=True)
+class FarView:
+    """The formula where its tables end, and what tells where that is."""
+
+    elements: ElementsView
+    lookups: tuple[FarLookupView, ...]
+
+
+@dataclass(frozen=True)
 class ElementsView:
     """A struct that computes elements of a tile of scores."""
 
@@ -53,6 +83,9 @@ class ElementsView:
     value: str
     heads: tuple[str, ...]  # of b, h and hk, what elements take
     biased: bool = False
+    factor_log2: str = ""
+    far: FarView | None = None  # the formula where its tables end
+    ends: tuple[str, ...] = ()  # of tables, that such a formula is given
     slope: str = ""  # of a soft cap, an element's value being tanh(slope * product)
 
 
@@ -139,9 +172,16 @@ def runtime_name(symbol: str) -> str:
 
 
 def elements_view(
-    name: str, comment: str, staged: Staged, inputs: Sequence[InputMeta], *, keep: bool = False
+    name: str,
+    comment: str,
+    staged: Staged,
+    inputs: Sequence[InputMeta],
+    *,
+    keep: bool = False,
+    factor: float = 1.0,
 ) -> ElementsView:
-    """The struct of a staged score formula, or (``keep``) mask."""
+    """The struct of a staged score formula, or (``keep``) mask; ``factor``: that the softmax
+    multiplies values by, base e."""
     names = KernelNames(inputs, staged)
 
     def fields(rate: Rate) -> tuple[FieldView, ...]:
@@ -156,8 +196,8 @@ def elements_view(
     biased = staged.base is not None
     if biased:
         bias = sympy.Add(staged.base, staged.bias)
-        factor = print_cpp_real(staged.factor, names)
-        value = f"fmaf({value}, {factor}, {print_cpp_real(bias, names)})"
+        slope = print_cpp_real(staged.factor, names)
+        value = f"fmaf({value}, {slope}, {print_cpp_real(bias, names)})"
     return ElementsView(
         name=name,
         comment=comment,
@@ -170,6 +210,7 @@ def elements_view(
         value=value,
         heads=_heads(staged),
         biased=biased,
+        factor_log2=f"{factor * math.log2(math.e)!r}f",
         slope="" if keep or biased else _slope(staged, names),
     )
 
@@ -191,6 +232,28 @@ def _heads(staged: Staged) -> tuple[str, ...]:
     late += [staged.value, staged.factor, staged.bias]
     free = set().union(*(expr.free_symbols for expr in late))
     return tuple(name for name in _HEADS if symbols.INDICES[name] in free)
+
+
+def far_view(far: FarForm, inputs: Sequence[InputMeta]) -> FarView:
+    """The struct of a formula where its tables end, and what tells where that is."""
+    names = KernelNames(inputs)
+    comment = "The score where every lookup gives an end of its table."
+    elements = elements_view(
+        "FarScore", comment, stage_score(far.form), inputs, factor=far.form.constant
+    )
+    lookups = tuple(
+        FarLookupView(
+            name=one.symbol.name,
+            least=print_cpp(one.least, names),
+            most=print_cpp(one.most, names),
+            last=one.last,
+            first_end=print_cpp_real(one.ends[0], names),
+            last_end=print_cpp_real(one.ends[1], names),
+        )
+        for one in far.lookups
+    )
+    ends = tuple(one.name for one in lookups)
+    return FarView(replace(elements, ends=ends, slope=""), lookups)
 
 
 def _field(part: Part, names: KernelNames) -> FieldView:

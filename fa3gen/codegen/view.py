@@ -5,15 +5,16 @@ All decisions and all arithmetic are made here; templates only spell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
 from fa3gen.codegen.cpp import print_cpp
-from fa3gen.codegen.elements import ElementsView, KernelNames, elements_view
+from fa3gen.codegen.elements import ElementsView, KernelNames, elements_view, far_view
 from fa3gen.codegen.lists import ListsView
 from fa3gen.codegen.source import KernelMeta, VariantMeta
 from fa3gen.inputs import InputMeta, forward_schema, plan_schema
+from fa3gen.ir.far import far_form
 from fa3gen.ir.staging import stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import product_dim
@@ -428,7 +429,10 @@ def _score(program: Program) -> ScoreView:
     over = "" if form.factor == 1 else f", over {form.factor}, which the softmax multiplies by"
     base = ": an exponent of 2" if form.biased else over
     comment = f"The score: what the formula makes of an element of Q K^T{base}."
-    view = elements_view("Score", comment, stage_score(form), program.inputs)
+    staged, factor = stage_score(form), form.constant
+    view = elements_view("Score", comment, staged, program.inputs, factor=factor)
+    if far := far_form(form, program.inputs):
+        view = replace(view, far=far_view(far, program.inputs))
     return ScoreView("forward/score_formula.j2", view)
 
 

@@ -47,7 +47,10 @@ def plan_device(
 ) -> torch.device:
     """Where a plan is made: as asked, or where its inputs are."""
     if device is not None:
-        return torch.device(device)
+        place = torch.device(device)
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+        return place
     found = {one.device for one in inputs.values() if isinstance(one, Tensor)}
     if len(found) != 1:
         raise InputError("device: must be given where the inputs are not on one device")

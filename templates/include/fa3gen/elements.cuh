@@ -27,8 +27,8 @@ __device__ __forceinline__ int inside(int index, int size) { return max(min(inde
 
 // NOTES: volatile, for else the compiler loads for a whole tile at once, and runs out of registers.
 template <class T>
-__device__ __forceinline__ auto load_element(InputTensor const& input, int64_t offset) {
-  T const* const from = static_cast<T const*>(input.data) + offset;
+__device__ __forceinline__ auto load_element(InputTensor const& input, int64_t row, uint32_t place) {
+  T const* const from = static_cast<T const*>(input.data) + row + place;
   if constexpr (std::is_same_v<T, int>) {
     int value;
     asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(value) : "l"(from));
@@ -52,25 +52,39 @@ __device__ __forceinline__ auto look_up(InputTensor const& input, Index... index
   int64_t offset = 0;
   int dim = 0;
   ((offset += index * input.strides[dim++]), ...);
-  return load_element<T>(input, offset);
+  return load_element<T>(input, offset, 0);
 }
 
-__device__ __forceinline__ int64_t row_offset(InputTensor const&, int, int last) { return last; }
+__device__ __forceinline__ int64_t row_offset(InputTensor const&, int, int) { return 0; }
 
 template <class... Index>
 __device__ __forceinline__ int64_t row_offset(InputTensor const& input, int dim, int first, int next, Index... more) {
   return first * input.strides[dim] + row_offset(input, dim + 1, next, more...);
 }
 
+template <class... Index>
+__device__ __forceinline__ uint32_t last_index(int first, Index... more) {
+  if constexpr (sizeof...(more) == 0) {
+    return first;
+  } else {
+    return last_index(more...);
+  }
+}
+
 // The same of an input whose last dimension is contiguous, and no index of a head or batch.
 template <class T, class... Index>
 __device__ __forceinline__ auto look_up_along(InputTensor const& input, Index... index) {
-  return load_element<T>(input, row_offset(input, 0, index...));
+  return load_element<T>(input, row_offset(input, 0, index...), last_index(index...));
 }
 
 // The columns of a thread in a KV tile: 2 in each 8.
 __device__ __forceinline__ int first_key(int key) { return key + threadIdx.x % 4 * 2; }
 constexpr int column_offset(int c) { return c / 2 * 8 + c % 2; }
+
+// The first of the 16 rows of a warp, of a thread's first; the same number in all its threads.
+__device__ __forceinline__ int first_of_warp(int row) {
+  return __shfl_sync(0xffffffff, row - static_cast<int>(threadIdx.x % 32 / 4), 0);
+}
 
 // S = formula(S). `key`: the tile's first.
 template <class Scores, class Formula>

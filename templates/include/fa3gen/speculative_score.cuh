@@ -47,6 +47,23 @@ __device__ __forceinline__ bool within_short_tanh(float const (&shift)[kRows], f
   return __all_sync(0xffffffff, within);
 }
 
+// The same of a formula over the maxima of the tiles before, which `shift` has as exponents of 2.
+template <class Element, class Scores, class Operand, class Formula>
+__device__ __forceinline__ void raise_formula(Scores& scores, Operand& p, SpeculativeRows& rows,
+                                              float const (&shift)[kRows], float multiplier, int first,
+                                              Formula const& formula) {
+  typename Formula::Base base[kRows] = {formula.base(0, first), formula.base(1, first)};
+  if constexpr (Formula::kBiased) {
+    base[0].bias -= shift[0];
+    base[1].bias -= shift[1];
+  }
+  raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, typename Formula::Column const& column) {
+    int const offset = column_offset(c);
+    float const x = formula(scores(r, c), r, base[r], column, first + offset, offset);
+    return Formula::kBiased ? x : x * multiplier - shift[r];
+  });
+}
+
 // What fa3gen::speculate makes of formula(S): a biased formula gives exponents of 2, whose shift its base
 // takes, and any other what the softmax multiplies.
 template <class Element, class Scores, class Operand, class Formula>
@@ -59,11 +76,11 @@ __device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, Sp
     shift[r] = rows.row_max[r] * multiplier;
   }
   if constexpr (Formula::kCapped) {
-    float const end = multiplier * ShortTanh::kTanhEnd;
+    constexpr float end = Formula::kFactorLog2 * kTanhOfShort;
     if (within_short_tanh(shift, end)) {
-      ShortTanh const capped(formula.slope(), multiplier);
+      float const slope = formula.slope();
       raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, typename Formula::Column const&) {
-        return capped(scores(r, c), shift[r]);
+        return short_tanh<Formula>(scores(r, c) * slope, shift[r]);
       });
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {  // an exponent beyond the end: the tile is done again
@@ -72,16 +89,14 @@ __device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, Sp
       return;
     }
   }
-  typename Formula::Base base[kRows] = {formula.base(0, first), formula.base(1, first)};
-  if constexpr (Formula::kBiased) {
-    base[0].bias -= shift[0];
-    base[1].bias -= shift[1];
+  auto const raise = [&](auto const& chosen) { raise_formula<Element>(scores, p, rows, shift, multiplier, first, chosen); };
+  if constexpr (Formula::kHasFar) {
+    constexpr int kKeys = decltype(cute::size<1>(scores))::value * 4;
+    if (formula.template far<kKeys>(key, raise)) {
+      return;
+    }
   }
-  raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, typename Formula::Column const& column) {
-    int const offset = column_offset(c);
-    float const x = formula(scores(r, c), r, base[r], column, first + offset, offset);
-    return Formula::kBiased ? x : x * multiplier - shift[r];
-  });
+  raise(formula);
 }
 
 }  // namespace fa3gen
