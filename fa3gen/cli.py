@@ -23,6 +23,7 @@ from fa3gen.errors import CompilerError, Fa3genError
 from fa3gen.progress import build_progress, check_progress
 
 if TYPE_CHECKING:
+    from fa3gen.runtime.examples import InputExample
     from fa3gen.spec import AttentionSpec
 
 __all__ = ["app", "main"]
@@ -159,7 +160,7 @@ def check(
     """Compare a variant with an fp64 reference, on the GPU or on the interpreter."""
     import torch
 
-    from fa3gen.check import cases, limits_of, render_table
+    from fa3gen.check import Variant, cases, limits_of, render_table
     from fa3gen.check import check as run_check
 
     loaded, op = _compiled(spec)
@@ -168,13 +169,12 @@ def check(
     with check_progress(len(cases(chosen, limits_of(op)))) as progress:
         results = run_check(
             op,
-            loaded.mask,
+            Variant(loaded.mask, loaded.score, _examples(loaded), loaded.sink),
             device="cuda" if on_gpu else "cpu",
             sizes=chosen,
             dtype=getattr(torch, loaded.dtype.torch_name),
             head_dims=(loaded.head_dim.qk, loaded.head_dim.v),
             progress=progress,
-            score_text=loaded.score,
         )
     if as_json:
         _print_json([result.to_json() for result in results])
@@ -324,6 +324,14 @@ def _compiled(spec: str) -> tuple[AttentionSpec, Any]:
     loaded = load_spec(spec)
     with build_progress() as progress:
         return loaded, compile_spec(loaded, progress=progress)
+
+
+def _examples(spec: AttentionSpec) -> tuple[InputExample, ...]:
+    """How the spec's inputs are drawn."""
+    from fa3gen.runtime.examples import InputExample
+
+    declared = ((meta, spec.inputs[meta.name]) for meta in spec.input_metas)
+    return tuple(InputExample(meta, one.example, one.size) for meta, one in declared)
 
 
 def _peers(text: str) -> list[str]:

@@ -203,9 +203,10 @@ def _load_flex() -> Prepare:
     def prepare(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Run:
         keep = reference_mask(problem.facts.mask)
         offset = problem.seqlen_k - problem.seqlen_q
+        group = problem.heads // problem.kv_heads
 
         def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return keep(Positions(b=b, h=h, row=q_idx, q=q_idx + offset, k=kv_idx))
+            return keep(Positions(b, h, h // group, q_idx, q_idx + offset, kv_idx))
 
         block_mask = None
         if problem.facts.mask != "full":

@@ -101,6 +101,7 @@ class KernelNames(Names):
     ) -> None:
         super().__init__()
         self.bounded = bounded
+        self.offsets = staged is not None  # keys have an offset from a thread's first
         self.inputs = {meta.name: meta for meta in inputs}
         self.parts = {part.symbol.name: part for part in staged.parts} if staged else {}
         self.base = staged.base.name if staged and staged.base is not None else ""
@@ -137,12 +138,16 @@ class KernelNames(Names):
         if meta is None:
             raise RenderError(f"no input {table.func.__name__} for {table}")
         place = f"params.inputs.{meta.name}_"
+        by_key = meta.shape[-1] == "k" and table.args[-1] == symbols.k
         clamped = [
             _clamped(index, text, axis, f"{place}.sizes[{dim}]")
             for dim, (index, text, axis) in enumerate(
                 zip(table.args, indices, meta.shape, strict=True)
             )
         ]
+        if by_key and self.offsets:
+            along = ", ".join([place, "params.seqlen_k, k, offset", *clamped[:-1]])
+            return f"fa3gen::look_up_key<{_TYPES[meta.dtype]}>({along})"
         call = "look_up" if meta.shape[-1] in _HEADS else "look_up_along"
         return self._bound(f"fa3gen::{call}<{_TYPES[meta.dtype]}>({', '.join([place, *clamped])})")
 

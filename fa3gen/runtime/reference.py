@@ -8,7 +8,7 @@ The reference works in float64 on the inputs' device, a block of rows and heads 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,8 @@ __all__ = [
     "window_mask",
 ]
 
+Inputs = Mapping[str, Tensor]  # what masks and scores name
+
 _BLOCK = 1 << 26  # score elements evaluated at once (512 MiB in float64)
 LSE_ABSOLUTE = 1e-4
 LSE_RELATIVE = 1e-5
@@ -55,21 +57,25 @@ def attention_reference(
     scale: float | None = None,
     dtype: torch.dtype = torch.float64,
     modify: ScoreFunction | None = None,
+    *,
+    inputs: Inputs | None = None,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, evaluated in ``dtype``.
 
     q (batch, seqlen_q, heads, d), k (batch, seqlen_k, kv_heads, d), v (batch, seqlen_k, kv_heads,
     d_v); ``heads`` is a multiple of ``kv_heads``. ``keep`` is None, booleans broadcastable to
     (batch, heads, seqlen_q, seqlen_k), or a function of :class:`Positions`. ``scale`` defaults to
-    d ** -0.5; ``modify`` makes scores of the scaled products. Returns out (batch, seqlen_q, heads,
-    d_v) and the natural-log LSE (batch, heads, seqlen_q); a row that keeps no key gives zeros and
-    -inf.
+    d ** -0.5; ``modify`` makes scores of the scaled products; both may look into ``inputs``.
+    ``sink`` (heads): one more score of each row, of a key whose value is zero. Returns out (batch,
+    seqlen_q, heads, d_v) and the natural-log LSE (batch, heads, seqlen_q); a row that keeps no key
+    gives zeros and -inf, or the sink.
     """
     batch, seqlen_q, heads, d = q.shape
     scale = d**-0.5 if scale is None else scale
     out = torch.zeros(batch, seqlen_q, heads, v.shape[3], dtype=dtype, device=q.device)
     lse = torch.full((batch, heads, seqlen_q), -math.inf, dtype=dtype, device=q.device)
-    for block in _blocks(q, k):
+    for block in _blocks(q, k, _converted(inputs, dtype)):
         s = block.query(q).to(dtype) @ block.keys(k).to(dtype).mT * scale
         if modify is not None:
             s = modify(s, block.positions())
@@ -83,7 +89,22 @@ def attention_reference(
         o = p @ block.keys(v).to(dtype) / row_sum.masked_fill(row_sum == 0, 1.0)
         out[:, block.rows, block.heads] = o.transpose(1, 2)
         lse[:, block.heads, block.rows] = (row_max + row_sum.log()).squeeze(-1)
-    return out, lse
+    return (out, lse) if sink is None else _with_sink(out, lse, sink)
+
+
+def _with_sink(out: Tensor, lse: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention with one more key in each row, of the score ``sink`` (heads) and the value zero."""
+    joined = torch.logaddexp(lse, sink.to(lse.dtype)[:, None].expand_as(lse))
+    share = torch.exp(lse - joined).nan_to_num()  # of the softmax, that the keys keep
+    return out * share.transpose(1, 2)[..., None], joined
+
+
+def _converted(inputs: Inputs | None, dtype: torch.dtype) -> Inputs:
+    """The inputs in the types that a reference computes in."""
+    return {
+        name: tensor.to(dtype if tensor.is_floating_point() else torch.int64)
+        for name, tensor in (inputs or {}).items()
+    }
 
 
 def math_attention(
@@ -93,15 +114,17 @@ def math_attention(
     keep: Keep = None,
     scale: float | None = None,
     modify: ScoreFunction | None = None,
+    *,
+    inputs: Inputs | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
-    """The same by torch's MATH back end in the inputs' dtype: (batch, seqlen_q, heads, d_v). Scores
-    to ``modify`` are modified in fp32, by the same steps written out."""
+    """The same by torch's MATH back end in the inputs' dtype: (batch, seqlen_q, heads, d_v). With
+    ``modify`` or ``sink`` by the same steps written out, their scores in fp32."""
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
-    for block in _blocks(q, k):
-        if modify is not None:
-            o = _modified(
-                block, (q, k, v), keep, q.shape[3] ** -0.5 if scale is None else scale, modify
-            )
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    for block in _blocks(q, k, _converted(inputs, torch.float32)):
+        if modify is not None or sink is not None:
+            o = _written_out(block, (q, k, v), keep, scale, modify, sink)
             out[:, block.rows, block.heads] = o.transpose(1, 2)
             continue
         with sdpa_kernel(SDPBackend.MATH):
@@ -116,21 +139,27 @@ def math_attention(
     return out
 
 
-def _modified(
+def _written_out(
     block: _Block,
     tensors: tuple[Tensor, Tensor, Tensor],
     keep: Keep,
     scale: float,
-    modify: ScoreFunction,
+    modify: ScoreFunction | None,
+    sink: Tensor | None,
 ) -> Tensor:
     """Softmax attention of a block with products, P and O rounded to the inputs' dtype."""
     q, k, v = tensors
     s = (block.query(q) @ block.keys(k).mT).float() * scale
-    s = modify(s, block.positions())
+    if modify is not None:
+        s = modify(s, block.positions())
     kept = block.mask(keep)
     if kept is not None:
         s = s.masked_fill(~kept, -math.inf)
-    return torch.nan_to_num(s.softmax(-1)).to(q.dtype) @ block.keys(v)
+    if sink is not None:
+        more = sink.float().expand(block.num_heads)[block.heads].view(1, -1, 1, 1)
+        s = torch.cat((s, more.expand(*s.shape[:3], 1)), -1)
+    p = torch.nan_to_num(s.softmax(-1))[..., : block.seqlen_k]
+    return p.to(q.dtype) @ block.keys(v)
 
 
 @dataclass(frozen=True)
@@ -145,6 +174,7 @@ class _Block:
     heads: slice
     rows: slice
     device: torch.device
+    inputs: Inputs
 
     def query(self, q: Tensor) -> Tensor:
         """The block's queries (batch, heads, rows, d)."""
@@ -169,16 +199,19 @@ class _Block:
     def positions(self) -> Positions:
         """Where the block's scores are, (batch, heads, rows, seqlen_k) by broadcasting."""
         row = torch.arange(self.rows.start, self.rows.stop, device=self.device).view(1, 1, -1, 1)
+        h = torch.arange(self.heads.start, self.heads.stop, device=self.device).view(1, -1, 1, 1)
         return Positions(
             b=torch.arange(self.batch, device=self.device).view(-1, 1, 1, 1),
-            h=torch.arange(self.heads.start, self.heads.stop, device=self.device).view(1, -1, 1, 1),
+            h=h,
+            hk=h // self.group,
             row=row,
             q=row + (self.seqlen_k - self.seqlen_q),
             k=torch.arange(self.seqlen_k, device=self.device).view(1, 1, 1, -1),
+            inputs=self.inputs,
         )
 
 
-def _blocks(q: Tensor, k: Tensor) -> Iterator[_Block]:
+def _blocks(q: Tensor, k: Tensor, inputs: Inputs) -> Iterator[_Block]:
     """Cut the scores into blocks of at most about ``_BLOCK`` elements; none if there are none."""
     batch, seqlen_q, heads, _ = q.shape
     seqlen_k, kv_heads = k.shape[1:3]
@@ -197,6 +230,7 @@ def _blocks(q: Tensor, k: Tensor) -> Iterator[_Block]:
                 heads=slice(head, min(heads, head + head_step)),
                 rows=slice(row, min(seqlen_q, row + row_step)),
                 device=q.device,
+                inputs=inputs,
             )
 
 
@@ -238,6 +272,7 @@ class Reference:
     out: Tensor  # float64 (batch, seqlen_q, heads, d_v)
     lse: Tensor  # float64 (batch, heads, seqlen_q)
     row_limit: Tensor  # float64 (batch, seqlen_q, heads): the error rule applied to each row
+    keyless: Tensor  # booleans (batch, heads, seqlen_q): rows without keys
     math_error: float
     limit: float
     dtype: torch.dtype  # of the output
@@ -246,8 +281,8 @@ class Reference:
         """Apply the error rule to ``out`` and, unless it is None, to ``lse``.
 
         max|out - ref| <= 2 * max|math - ref| + eps(dtype) * max|ref|, no row beyond
-        ``ROW_SLACK`` times its own such limit, rows without keys exactly 0 and -inf, LSE within
-        1e-4 + 1e-5 relative, and no NaN anywhere.
+        ``ROW_SLACK`` times its own such limit, rows without keys exactly 0 and -inf (or near the
+        sink), LSE within 1e-4 + 1e-5 relative, and no NaN anywhere.
         """
         problems = [*self._shape_problems(out, lse)]
         if problems:
@@ -262,8 +297,7 @@ class Reference:
             problems.append(f"max error {max_error:.3e} > limit {self.limit:.3e}")
         elif not row_ratio <= ROW_SLACK:
             problems.append(f"a row is {row_ratio:.1f} times beyond its limit (> {ROW_SLACK:g})")
-        masked = (self.lse == -math.inf).transpose(1, 2)
-        if wrong := int((out[masked] != 0).any(-1).sum()):
+        if wrong := int((out[self.keyless.transpose(1, 2)] != 0).any(-1).sum()):
             problems.append(f"{wrong} rows without keys are not zero")
         return ErrorReport(
             max_error, self.math_error, self.limit, lse_error, row_ratio, tuple(problems)
@@ -287,7 +321,7 @@ class Reference:
         return torch.where(row_error == 0, 0.0, row_error / self.row_limit)
 
     def _check_lse(self, lse: Tensor, problems: list[str]) -> float:
-        """The largest LSE error over the rows with keys; broken rules go to ``problems``."""
+        """The largest LSE error over the rows that have one; broken rules go to ``problems``."""
         masked = self.lse == -math.inf
         if count := int(lse.isnan().sum()):
             problems.append(f"lse has {count} NaN of {lse.numel()} elements")
@@ -307,15 +341,23 @@ def make_reference(
     keep: Keep = None,
     scale: float | None = None,
     modify: ScoreFunction | None = None,
+    *,
+    inputs: Inputs | None = None,
+    sink: Tensor | None = None,
 ) -> Reference:
     """Evaluate the float64 reference and torch's MATH back end once, to judge several outputs."""
-    out, lse = attention_reference(q, k, v, keep, scale, modify=modify)
-    math_error = (math_attention(q, k, v, keep, scale, modify).to(torch.float64) - out).abs()
+    out, lse = attention_reference(q, k, v, keep, scale, modify=modify, inputs=inputs)
+    keyless = lse == -math.inf
+    if sink is not None:
+        out, lse = _with_sink(out, lse, sink)
+    by_math = math_attention(q, k, v, keep, scale, modify, inputs=inputs, sink=sink)
+    math_error = (by_math.to(torch.float64) - out).abs()
     eps = torch.finfo(q.dtype).eps
     return Reference(
         out=out,
         lse=lse,
         row_limit=2 * math_error.amax(-1) + eps * out.abs().amax(-1),
+        keyless=keyless,
         math_error=_max(math_error),
         limit=2 * _max(math_error) + eps * _max(out.abs()),
         dtype=q.dtype,
@@ -331,9 +373,13 @@ def check_error(
     keep: Keep = None,
     scale: float | None = None,
     modify: ScoreFunction | None = None,
+    *,
+    inputs: Inputs | None = None,
+    sink: Tensor | None = None,
 ) -> ErrorReport:
     """Judge one output: :func:`make_reference`, then :meth:`Reference.compare`."""
-    return make_reference(q, k, v, keep, scale, modify).compare(out, lse)
+    made = make_reference(q, k, v, keep, scale, modify, inputs=inputs, sink=sink)
+    return made.compare(out, lse)
 
 
 def _max(x: Tensor) -> float:

@@ -26,22 +26,41 @@ __device__ __forceinline__ int bounded(int value) { return max(min(value, 1 << 2
 __device__ __forceinline__ int inside(int index, int size) { return max(min(index, size - 1), 0); }
 
 // NOTES: volatile, for else the compiler loads for a whole tile at once, and runs out of registers.
+__device__ __forceinline__ uint32_t load_bits(void const* from, bool wanted, std::integral_constant<int, 4>) {
+  uint32_t bits;
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.b32 wanted, %2, 0;\n"
+      "mov.b32 %0, 0;\n"
+      "@wanted ld.global.nc.b32 %0, [%1];\n"
+      "}\n"
+      : "=r"(bits) : "l"(from), "r"(int(wanted)));
+  return bits;
+}
+
+__device__ __forceinline__ uint16_t load_bits(void const* from, bool wanted, std::integral_constant<int, 2>) {
+  uint16_t bits;
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.b32 wanted, %2, 0;\n"
+      "mov.b16 %0, 0;\n"
+      "@wanted ld.global.nc.b16 %0, [%1];\n"
+      "}\n"
+      : "=h"(bits) : "l"(from), "r"(int(wanted)));
+  return bits;
+}
+
+// An integer, or any other number in fp32; 0 where it is not wanted.
 template <class T>
-__device__ __forceinline__ auto load_element(InputTensor const& input, int64_t row, uint32_t place) {
-  T const* const from = static_cast<T const*>(input.data) + row + place;
+__device__ __forceinline__ auto load_element(T const* from, bool wanted = true) {
+  auto const bits = load_bits(from, wanted, std::integral_constant<int, sizeof(T)>{});
+  T value;
+  memcpy(&value, &bits, sizeof value);
   if constexpr (std::is_same_v<T, int>) {
-    int value;
-    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(value) : "l"(from));
-    return value;
-  } else if constexpr (std::is_same_v<T, float>) {
-    float value;
-    asm volatile("ld.global.nc.b32 %0, [%1];" : "=f"(value) : "l"(from));
     return value;
   } else {
-    uint16_t bits;
-    asm volatile("ld.global.nc.b16 %0, [%1];" : "=h"(bits) : "l"(from));
-    T value;
-    memcpy(&value, &bits, sizeof value);
     return static_cast<float>(value);
   }
 }
@@ -52,7 +71,7 @@ __device__ __forceinline__ auto look_up(InputTensor const& input, Index... index
   int64_t offset = 0;
   int dim = 0;
   ((offset += index * input.strides[dim++]), ...);
-  return load_element<T>(input, offset, 0);
+  return load_element(static_cast<T const*>(input.data) + offset);
 }
 
 __device__ __forceinline__ int64_t row_offset(InputTensor const&, int, int) { return 0; }
@@ -74,7 +93,15 @@ __device__ __forceinline__ uint32_t last_index(int first, Index... more) {
 // The same of an input whose last dimension is contiguous, and no index of a head or batch.
 template <class T, class... Index>
 __device__ __forceinline__ auto look_up_along(InputTensor const& input, Index... index) {
-  return load_element<T>(input, row_offset(input, 0, index...), last_index(index...));
+  return load_element(static_cast<T const*>(input.data) + row_offset(input, 0, index...) + last_index(index...));
+}
+
+// The same of key k, which is `offset` after this thread's first of the KV tile: an immediate of the address. 0 past
+// the last key, where nothing is kept.
+template <class T, class... Index>
+__device__ __forceinline__ auto look_up_key(InputTensor const& input, int seqlen_k, int k, int offset, Index... index) {
+  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, index..., 0);
+  return load_element(row + (k - offset) + offset, k < seqlen_k);
 }
 
 // The columns of a thread in a KV tile: 2 in each 8.
@@ -94,7 +121,7 @@ __device__ __forceinline__ void modify_scores(Scores&& scores, int key, Formula 
 #pragma unroll
   for (int c = 0; c < cute::size<1>(scores); ++c) {
     int const offset = column_offset(c);
-    typename Formula::Column const column = formula.column(first + offset);
+    typename Formula::Column const column = formula.column(first + offset, offset);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       scores(r, c) = formula(scores(r, c), r, base[r], column, first + offset, offset);
@@ -110,7 +137,7 @@ __device__ __forceinline__ void mask_scores(Scores&& scores, int key, Mask const
 #pragma unroll
   for (int c = 0; c < cute::size<1>(scores); ++c) {
     int const offset = column_offset(c);
-    typename Mask::Column const column = mask.column(first + offset);
+    typename Mask::Column const column = mask.column(first + offset, offset);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (!mask(r, base[r], column, first + offset, offset)) {

@@ -104,7 +104,7 @@ __device__ __forceinline__ Truth look(WorkTile const& tile, int row, int row_end
       bool some = false, all = true;
       int const end = ::min(begin + kKeys, key_end);
       for (int k = begin; k < end; ++k) {
-        bool const kept = mask(0, mask.base(0, k), mask.column(k), k, 0);
+        bool const kept = mask(0, mask.base(0, k), mask.column(k, 0), k, 0);
         some |= kept;
         all &= kept;
       }

@@ -19,8 +19,8 @@ __device__ __forceinline__ void raise_scores(Scores& scores, Operand& p, Specula
   }
 #pragma unroll
   for (int c = 0; c < kColumns; c += 2) {
-    typename Formula::Column const even = formula.column(first + column_offset(c));
-    typename Formula::Column const odd = formula.column(first + column_offset(c + 1));
+    typename Formula::Column const even = formula.column(first + column_offset(c), column_offset(c));
+    typename Formula::Column const odd = formula.column(first + column_offset(c + 1), column_offset(c + 1));
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       scores(r, c) = exp2_approx(exponent(r, c, even));

@@ -111,10 +111,11 @@ inline void check_arguments(const ForwardOp& op, const Tensor& q, const Tensor& 
   check_inputs(op, {q.size(kBatch), heads, heads_k, q.size(kSeqlen), k.size(kSeqlen)}, inputs, device);
 }
 
-inline std::vector<Tensor> readable_inputs(const ForwardOp& op, const std::vector<Tensor>& inputs) {
+inline std::vector<Tensor> readable_inputs(const ForwardOp& op, const std::vector<Tensor>& inputs,
+                                           const CallSizes& sizes) {
   std::vector<Tensor> readable;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    readable.push_back(readable_input(op.inputs[i], inputs[i]));
+    readable.push_back(readable_input(op.inputs[i], inputs[i], sizes));
   }
   return readable;
 }
@@ -282,7 +283,7 @@ inline std::tuple<Tensor, Tensor> forward(const ForwardOp& op, const Tensor& q, 
       readable_by_tma(v, element),
       allocate(q, {batch, seqlen_q, heads, op.head_dim_v}, element.scalar),
       allocate(q, {batch, heads, seqlen_q}, ScalarType::Float),
-      readable_inputs(op, inputs),
+      readable_inputs(op, inputs, call_sizes(q, k)),
       plan,
   };
   launch(op, tensors, scale);
@@ -296,7 +297,7 @@ inline void forward_out(const ForwardOp& op, const Tensor& q, const Tensor& k, c
   check_arguments(op, q, k, v, scale, inputs);
   const Element& element = op.element;
   const ForwardTensors tensors{readable_by_tma(q, element), readable_by_tma(k, element), readable_by_tma(v, element),
-                               out, lse, readable_inputs(op, inputs), plan};
+                               out, lse, readable_inputs(op, inputs, call_sizes(q, k)), plan};
   check_outputs(op, tensors);
   launch(op, tensors, scale);
 }
@@ -314,7 +315,7 @@ inline Tensor plan(const ForwardOp& op, const Tensor& like, const CallSizes& siz
   }
   const torch::stable::accelerator::DeviceGuard guard(device);
   const ForwardKernel& kernel = op.kernel_for(sizes.seqlen_k);
-  const std::vector<Tensor> readable = readable_inputs(op, inputs);
+  const std::vector<Tensor> readable = readable_inputs(op, inputs, sizes);
   ForwardArguments arguments;
   arguments.params = size_params(op, kernel, sizes);
   point_to_inputs(arguments, readable, like.const_data_ptr());

@@ -74,15 +74,22 @@ inline bool reads_along(const InputArgument& declared) {
   return last > 0 || last == kAxisRow || last == kAxisKey;
 }
 
-// The tensor itself where kernels can read it, else one contiguous copy.
-inline Tensor readable_input(const InputArgument& declared, const Tensor& tensor) {
+// The tensor itself where kernels can read it, else one contiguous copy: its last dimension as long as the call has
+// it, if they read along that.
+inline Tensor readable_input(const InputArgument& declared, const Tensor& tensor, const CallSizes& call) {
+  if (!reads_along(declared) || tensor.numel() == 0) {
+    return tensor;
+  }
   const int last = declared.rank - 1;
-  if (!reads_along(declared) || tensor.numel() == 0 || tensor.size(last) == 1 || tensor.stride(last) == 1) {
+  const int64_t length = call.of(declared.axes[last]);
+  if (tensor.size(last) == length && (length == 1 || tensor.stride(last) == 1)) {
     return tensor;
   }
   const auto sizes = tensor.sizes();
-  Tensor copy = allocate(tensor, std::vector<int64_t>(sizes.begin(), sizes.end()), declared.scalar);
-  torch::stable::copy_(copy, tensor);
+  std::vector<int64_t> full(sizes.begin(), sizes.end());
+  full[last] = length;
+  Tensor copy = allocate(tensor, full, declared.scalar);
+  torch::stable::copy_(copy, tensor);  // broadcasts
   return copy;
 }
 
