@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +82,6 @@ class ElementsView:
     value: str
     heads: tuple[str, ...]  # of b, h and hk, what elements take
     biased: bool = False
-    factor_log2: str = ""
     far: FarView | None = None  # the formula where its tables end
     ends: tuple[str, ...] = ()  # of tables, that such a formula is given
     slope: str = ""  # of a soft cap, an element's value being tanh(slope * product)
@@ -177,16 +175,9 @@ def runtime_name(symbol: str) -> str:
 
 
 def elements_view(
-    name: str,
-    comment: str,
-    staged: Staged,
-    inputs: Sequence[InputMeta],
-    *,
-    keep: bool = False,
-    factor: float = 1.0,
+    name: str, comment: str, staged: Staged, inputs: Sequence[InputMeta], *, keep: bool = False
 ) -> ElementsView:
-    """The struct of a staged score formula, or (``keep``) mask; ``factor``: that the softmax
-    multiplies values by, base e."""
+    """The struct of a staged score formula, or (``keep``) mask."""
     names = KernelNames(inputs, staged)
 
     def fields(rate: Rate) -> tuple[FieldView, ...]:
@@ -215,7 +206,6 @@ def elements_view(
         value=value,
         heads=_heads(staged),
         biased=biased,
-        factor_log2=f"{factor * math.log2(math.e)!r}f",
         slope="" if keep or biased else _slope(staged, names),
     )
 
@@ -243,9 +233,7 @@ def far_view(far: FarForm, inputs: Sequence[InputMeta]) -> FarView:
     """The struct of a formula where its tables end, and what tells where that is."""
     names = KernelNames(inputs)
     comment = "The score where every lookup gives an end of its table."
-    elements = elements_view(
-        "FarScore", comment, stage_score(far.form), inputs, factor=far.form.constant
-    )
+    elements = elements_view("FarScore", comment, stage_score(far.form), inputs)
     lookups = tuple(
         FarLookupView(
             name=one.symbol.name,

@@ -429,8 +429,7 @@ def _score(program: Program) -> ScoreView:
     over = "" if form.factor == 1 else f", over {form.factor}, which the softmax multiplies by"
     base = ": an exponent of 2" if form.biased else over
     comment = f"The score: what the formula makes of an element of Q K^T{base}."
-    staged, factor = stage_score(form), form.constant
-    view = elements_view("Score", comment, staged, program.inputs, factor=factor)
+    view = elements_view("Score", comment, stage_score(form), program.inputs)
     if far := far_form(form, program.inputs):
         view = replace(view, far=far_view(far, program.inputs))
     return ScoreView("forward/score_formula.j2", view)

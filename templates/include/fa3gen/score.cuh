@@ -19,21 +19,29 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return fmaf(-2.f, inverse, 1.f);
 }
 
-// kFactor tanh(x) - shift of arguments up to kShortTanh in size, without the special-function unit: an odd
-// polynomial, of a relative error of 7e-7. It rises with x beyond its end, too. The constants are immediates: beside
-// products the register file has few reads to spare.
-constexpr float kShortTanh = 0.75f, kTanhOfShort = 0.63514895f;
+// factor * tanh(slope * x) - shift for arguments of tanh up to kEnd in size, without the special-function unit: an
+// odd polynomial, of a relative error of 7e-7. It rises with x beyond its end, too. NOTES: with constants as
+// immediates, slope * x apart, one instruction more makes it slower, though it reads fewer registers.
+struct ShortTanh {
+  static constexpr float kEnd = 0.75f, kTanhEnd = 0.63514895f;
+  float k1, k3, k5, k7, k9;
 
-template <class Formula>
-__device__ __forceinline__ float short_tanh(float x, float shift) {
-  constexpr float kFactor = Formula::kFactorLog2;
-  float const square = x * x;
-  float odd = fmaf(square, kFactor * 0.01292963f, kFactor * -0.0500563f);
-  odd = fmaf(square, odd, kFactor * 0.13258983f);
-  odd = fmaf(square, odd, kFactor * -0.3332825f);
-  odd = fmaf(square, odd, kFactor * 0.99999946f);
-  return fmaf(x, odd, -shift);
-}
+  __device__ __forceinline__ ShortTanh(float slope, float factor) {
+    float const square = slope * slope;
+    float power = factor * slope;
+    k1 = power * 0.99999946f;
+    k3 = (power *= square) * -0.3332825f;
+    k5 = (power *= square) * 0.13258983f;
+    k7 = (power *= square) * -0.0500563f;
+    k9 = (power *= square) * 0.01292963f;
+  }
+
+  __device__ __forceinline__ float operator()(float x, float shift) const {
+    float const square = x * x;
+    float const odd = fmaf(square, fmaf(square, fmaf(square, fmaf(square, k9, k7), k5), k3), k1);
+    return fmaf(x, odd, -shift);
+  }
+};
 
 __device__ __forceinline__ float log_approx(float x) {
   float y;

@@ -76,11 +76,11 @@ __device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, Sp
     shift[r] = rows.row_max[r] * multiplier;
   }
   if constexpr (Formula::kCapped) {
-    constexpr float end = Formula::kFactorLog2 * kTanhOfShort;
+    float const end = multiplier * ShortTanh::kTanhEnd;
     if (within_short_tanh(shift, end)) {
-      float const slope = formula.slope();
+      ShortTanh const capped(formula.slope(), multiplier);
       raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, typename Formula::Column const&) {
-        return short_tanh<Formula>(scores(r, c) * slope, shift[r]);
+        return capped(scores(r, c), shift[r]);
       });
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {  // an exponent beyond the end: the tile is done again
