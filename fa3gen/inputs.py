@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fa3gen.dtypes import DType
 
-__all__ = ["MAX_INPUTS", "InputMeta", "forward_schema", "plan_schema"]
+__all__ = ["MAX_INPUTS", "InputMeta", "by_key", "forward_schema", "plan_schema"]
 
 MAX_INPUTS = 32  # that a kernel's parameters hold
 
@@ -23,6 +23,11 @@ class InputMeta:
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.shape))
         return f"{self.name} ({axes}) {self.dtype.value}" if axes else f"{self.name} {self.dtype.value}"
+
+
+def by_key(inputs: Iterable[InputMeta]) -> frozenset[str]:
+    """The inputs that lie in memory key by key."""
+    return frozenset(one.name for one in inputs if one.shape and one.shape[-1] == "k")
 
 
 def forward_schema(inputs: Iterable[InputMeta], listed: bool) -> str:

@@ -12,7 +12,7 @@ from sympy.core.function import AppliedUndef
 from fa3gen.codegen.cpp import Names, print_cpp, print_cpp_condition, print_cpp_real
 from fa3gen.dtypes import DType
 from fa3gen.errors import RenderError
-from fa3gen.inputs import InputMeta
+from fa3gen.inputs import InputMeta, by_key
 from fa3gen.ir.far import FarForm
 from fa3gen.ir.score import LOG2E, PRODUCT, SCALE, SCALE_LOG2
 from fa3gen.ir.staging import OFFSET, Part, Rate, Staged, rate_of, stage_score
@@ -77,6 +77,7 @@ class ElementsView:
     row: tuple[FieldView, ...]
     base: tuple[FieldView, ...]
     column: tuple[FieldView, ...]
+    pair: tuple[FieldView, ...]
     type: str  # of an element's value
     parameters: str  # before the position
     value: str
@@ -115,6 +116,10 @@ class KernelNames(Names):
             return self._bound(f"fa3gen::look_up<{_TYPES[meta.dtype]}>(params.inputs.{name}_)")
         return runtime_name(name)
 
+    def type_of(self, name: str) -> str:
+        """The C++ type of an input's elements."""
+        return _TYPES[self.inputs[name].dtype]
+
     def _part(self, part: Part) -> str:
         name = self.field(part)
         match part.rate:
@@ -124,6 +129,8 @@ class KernelNames(Names):
                 return f"base.{name}"
             case Rate.COLUMN:
                 return f"column.{name}"
+            case Rate.PAIR:
+                return f"pair.{name}[i]"
         return name
 
     def field(self, part: Part) -> str:
@@ -136,16 +143,18 @@ class KernelNames(Names):
         if meta is None:
             raise RenderError(f"no input {table.func.__name__} for {table}")
         place = f"params.inputs.{meta.name}_"
-        by_key = meta.shape[-1] == "k" and table.args[-1] == symbols.k
+        own_key = meta.shape[-1] == "k" and table.args[-1] == symbols.k
         clamped = [
             _clamped(index, text, axis, f"{place}.sizes[{dim}]")
             for dim, (index, text, axis) in enumerate(
                 zip(table.args, indices, meta.shape, strict=True)
             )
         ]
-        if by_key and self.offsets:
+        if own_key and self.offsets:
             along = ", ".join([place, "params.seqlen_k, k, offset", *clamped[:-1]])
-            return f"fa3gen::look_up_key<{_TYPES[meta.dtype]}>({along})"
+            paired = symbols.q in table.free_symbols or symbols.row in table.free_symbols
+            call = "look_up_pair" if paired else "look_up_key"
+            return f"fa3gen::{call}<{_TYPES[meta.dtype]}>({along})"
         call = "look_up" if meta.shape[-1] in _HEADS else "look_up_along"
         return self._bound(f"fa3gen::{call}<{_TYPES[meta.dtype]}>({', '.join([place, *clamped])})")
 
@@ -201,6 +210,7 @@ def elements_view(
         row=fields(Rate.ROW),
         base=fields(Rate.BASE),
         column=fields(Rate.COLUMN),
+        pair=fields(Rate.PAIR),
         type=kind,
         parameters=parameters,
         value=value,
@@ -223,7 +233,8 @@ def _slope(staged: Staged, names: Names) -> str:
 
 def _heads(staged: Staged) -> tuple[str, ...]:
     """The indices of heads and batches that are used after the work tile's start."""
-    late = [part.expr for part in staged.parts if part.rate in (Rate.BASE, Rate.COLUMN)]
+    rates = (Rate.BASE, Rate.COLUMN, Rate.PAIR)
+    late = [part.expr for part in staged.parts if part.rate in rates]
     late += [staged.value, staged.factor, staged.bias]
     free = set().union(*(expr.free_symbols for expr in late))
     return tuple(name for name in _HEADS if symbols.INDICES[name] in free)
@@ -233,7 +244,8 @@ def far_view(far: FarForm, inputs: Sequence[InputMeta]) -> FarView:
     """The struct of a formula where its tables end, and what tells where that is."""
     names = KernelNames(inputs)
     comment = "The score where every lookup gives an end of its table."
-    elements = elements_view("FarScore", comment, stage_score(far.form), inputs)
+    staged = stage_score(far.form, by_key(inputs))
+    elements = elements_view("FarScore", comment, staged, inputs)
     lookups = tuple(
         FarLookupView(
             name=one.symbol.name,

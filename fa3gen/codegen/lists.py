@@ -11,6 +11,7 @@ from sympy.core.function import AppliedUndef
 from fa3gen.codegen.cpp import print_cpp
 from fa3gen.codegen.elements import ElementsView, FieldView, KernelNames, elements_view
 from fa3gen.codegen.source import VariantMeta
+from fa3gen.inputs import by_key
 from fa3gen.ir.staging import Rate, rate_of, stage_mask
 from fa3gen.schedule.program import Program
 from fa3gen.schedule.ranges import KeyBounds, list_axes
@@ -73,7 +74,7 @@ def lists_view(
         return default if expr is None else print_cpp(expr, names)
 
     comment = "The mask: whether an element is kept."
-    staged = stage_mask(program.keep)
+    staged = stage_mask(program.keep, by_key(program.inputs))
     elements = elements_view("Mask", comment, staged, program.inputs, keep=True)
     spans = _Spans(KernelNames(program.inputs))
     return ListsView(

@@ -13,7 +13,7 @@ from fa3gen.codegen.cpp import print_cpp
 from fa3gen.codegen.elements import ElementsView, KernelNames, elements_view, far_view
 from fa3gen.codegen.lists import ListsView
 from fa3gen.codegen.source import KernelMeta, VariantMeta
-from fa3gen.inputs import InputMeta, forward_schema, plan_schema
+from fa3gen.inputs import InputMeta, by_key, forward_schema, plan_schema
 from fa3gen.ir.far import far_form
 from fa3gen.ir.staging import stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER
@@ -204,6 +204,8 @@ class KernelView:
     bounds: BoundsView
     score: ScoreView
     multiplier: str  # of scores, to be exponents of 2
+    normalize: str  # function that ends a row
+    sink: str  # what it takes of a sink
     mask: MaskView
     turns: dict[str, str]  # by segment, while there is another turn of its loop
     banner: tuple[str, ...]
@@ -302,6 +304,8 @@ def kernel_view(
         ),
         score=score,
         multiplier="1.f" if program.score.biased else "params.scale_log2",
+        normalize="normalize" if program.sink is None else "normalize_with_sink",
+        sink="" if program.sink is None else _sink(program.sink, names),
         mask=mask,
         turns=_turns(program.unroll),
         banner=_banner(schedule, program),
@@ -429,7 +433,7 @@ def _score(program: Program) -> ScoreView:
     over = "" if form.factor == 1 else f", over {form.factor}, which the softmax multiplies by"
     base = ": an exponent of 2" if form.biased else over
     comment = f"The score: what the formula makes of an element of Q K^T{base}."
-    view = elements_view("Score", comment, stage_score(form), program.inputs)
+    view = elements_view("Score", comment, stage_score(form, by_key(program.inputs)), program.inputs)
     if far := far_form(form, program.inputs):
         view = replace(view, far=far_view(far, program.inputs))
     return ScoreView("forward/score_formula.j2", view)
@@ -440,7 +444,7 @@ def _mask(schedule: Schedule, program: Program) -> MaskView:
     keys = row_keys(schedule.spec.mask_expr)
     if keys is None:
         comment = "The mask: whether an element is kept."
-        staged = stage_mask(program.keep)
+        staged = stage_mask(program.keep, by_key(program.inputs))
         view = elements_view("Mask", comment, staged, program.inputs, keep=True)
         template, closure = "forward/mask_elements.j2", "forward/kept_elements.j2"
         return MaskView(template, closure, "mask_scores", "mask", elements=view)
@@ -464,6 +468,12 @@ _POSITIONS = {symbols.q, symbols.row, symbols.k, symbols.seqlen_q, symbols.seqle
 def _is_shared(*bounds: sympy.Expr | None) -> bool:
     """Whether key bounds depend on heads or inputs."""
     return any(bound is not None and not bound.free_symbols <= _POSITIONS for bound in bounds)
+
+
+def _sink(name: str, names: KernelNames) -> str:
+    """The sink of a work tile's head as an exponent of 2."""
+    place, dtype = f"params.inputs.{name}_", names.type_of(name)
+    return f"fa3gen::look_up<{dtype}>({place}, tile.head) * fa3gen::kLog2e, "
 
 
 def _headers(schedule: Schedule, program: Program, mask: MaskView) -> tuple[str, ...]:

@@ -41,8 +41,6 @@ def check_supported(spec: AttentionSpec) -> None:
     """Raise UnsupportedError for what a spec may say but the forward graph cannot express yet."""
     if spec.dtype not in (DType.BF16, DType.FP16):
         raise UnsupportedError(f"dtype: {spec.dtype.value} is not compiled yet; use bf16 or fp16")
-    if spec.sink:
-        raise UnsupportedError("sink: not compiled yet")
     if tuple(spec.passes) != ("forward",):
         raise UnsupportedError("passes: only [forward] is compiled yet")
 
@@ -84,7 +82,7 @@ def build_forward(spec: AttentionSpec, block_m: int, block_n: int) -> OpGraph:
         RowSum((s, row_sum, alpha), (row_sum,)),
         ConvertP((s,), (p,)),
         GemmPV((p, v, o), (o,)),
-        Normalize((o, row_sum, row_max), (o, lse)),
+        Normalize((o, row_sum, row_max), (o, lse), spec.sink),
         StoreLSE((lse,), (lse_global,)),
         StoreO((o,), (o_global,)),
     )

@@ -223,8 +223,11 @@ class Rescale(TileOp):
         return -(-self.writes[0].elements // 128)
 
 
+@dataclass(frozen=True)
 class Normalize(TileOp):
-    """O = O / l; lse = m * scale + ln l."""
+    """O = O / l; lse = m * scale + ln l. ``sink``: the input whose exponential joins l."""
+
+    sink: str | None = None
 
     unit = Unit.FMA
     scope = Scope.AFTER

@@ -40,6 +40,7 @@ class Rate(enum.Enum):
     ROW = "row of a work tile"
     COLUMN = "key of a KV tile"
     BASE = "row of a KV tile, at a thread's first key"
+    PAIR = "row and two keys in a row"
     ELEMENT = "element"
 
 
@@ -84,10 +85,10 @@ def rate_of(expr: Any) -> Rate:
     return Rate.ROW if rows else Rate.COLUMN if keys else Rate.WORK
 
 
-def stage_score(form: ScoreForm) -> Staged:
-    """The parts of a score formula."""
+def stage_score(form: ScoreForm, by_key: frozenset[str] = frozenset()) -> Staged:
+    """The parts of a score formula; ``by_key``: inputs that lie in memory key by key."""
     factor, core, bias = form.exponent
-    stager = _Stager()
+    stager = _Stager(by_key)
     value = stager.real(core)
     if not form.biased:
         return Staged(tuple(stager.parts), value)
@@ -96,20 +97,21 @@ def stage_score(form: ScoreForm) -> Staged:
     return Staged(tuple(stager.parts), value, factor, rest, base)
 
 
-def stage_mask(keep: Any) -> Staged:
+def stage_mask(keep: Any, by_key: frozenset[str] = frozenset()) -> Staged:
     """The parts of a mask; its value is a condition."""
-    stager = _Stager()
+    stager = _Stager(by_key)
     value = stager.condition(keep)
     return Staged(tuple(stager.parts), value)
 
 
-_PREFIX = {Rate.WORK: "w", Rate.ROW: "r", Rate.COLUMN: "c", Rate.BASE: "b"}
+_PREFIX = {Rate.WORK: "w", Rate.ROW: "r", Rate.COLUMN: "c", Rate.BASE: "b", Rate.PAIR: "p"}
 
 
 @dataclass
 class _Stager:
     """Takes parts out of expressions; equal ones once."""
 
+    by_key: frozenset[str] = frozenset()
     parts: list[Part] = field(default_factory=list)
     known: dict[tuple[Rate, Any], Any] = field(default_factory=dict)
 
@@ -175,6 +177,8 @@ class _Stager:
         if isinstance(expr, Where):
             condition, yes, no = expr.args
             return Where(self.condition(condition), self.real(yes), self.real(no))
+        if self._is_pair(expr):
+            return self.part(expr, Rate.PAIR)
         if isinstance(expr, (FloorDiv, AppliedUndef)) or _is_whole(expr, FloorMod):
             return self.integer(expr)
         return expr.func(*map(self.real, expr.args)) if expr.args else expr
@@ -232,7 +236,16 @@ class _Stager:
         rate = rate_of(expr)
         if rate is not Rate.ELEMENT and not _is_cheap(expr):
             return self.part(expr, rate)
+        if self._is_pair(expr):
+            return self.part(expr, Rate.PAIR)
         return expr.func(*map(self.integer, expr.args)) if expr.args else expr
+
+    def _is_pair(self, expr: Any) -> bool:
+        """Whether an element is looked up at its own key, so that two lie side by side."""
+        if not isinstance(expr, AppliedUndef) or expr.func.__name__ not in self.by_key:
+            return False
+        *before, last = expr.args
+        return bool(last == symbols.k) and all(symbols.k not in one.free_symbols for one in before)
 
     def condition(self, expr: Any) -> Any:
         """A condition of an element."""
@@ -247,7 +260,7 @@ class _Stager:
 
 def _slower(rate: Rate, than: Rate) -> bool:
     """Whether a part changes more seldom."""
-    order = {Rate.WORK: 0, Rate.ROW: 1, Rate.COLUMN: 1, Rate.BASE: 2, Rate.ELEMENT: 2}
+    order = {Rate.WORK: 0, Rate.ROW: 1, Rate.COLUMN: 1, Rate.BASE: 2, Rate.PAIR: 2, Rate.ELEMENT: 2}
     return order[rate] < order[than]
 
 

@@ -1,7 +1,8 @@
 // Tiles of scores element by element: formulas, masks, and the tensors that they look up.
 //
 // A formula is an object that knows its work tile. base(r, k) is what a row shares in a KV tile, from this
-// thread's first key on; column(k) what both rows share at a key; element (r, k) takes both.
+// thread's first key on; column(k) what both rows share at a key; pair(r, k) what a row looks up at two keys in a
+// row; an element takes all.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +50,20 @@ __device__ __forceinline__ uint16_t load_bits(void const* from, bool wanted, std
       "@wanted ld.global.nc.b16 %0, [%1];\n"
       "}\n"
       : "=h"(bits) : "l"(from), "r"(int(wanted)));
+  return bits;
+}
+
+__device__ __forceinline__ uint2 load_two(void const* from, bool wanted) {
+  uint2 bits;
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.b32 wanted, %3, 0;\n"
+      "mov.b32 %0, 0;\n"
+      "mov.b32 %1, 0;\n"
+      "@wanted ld.global.nc.v2.b32 {%0, %1}, [%2];\n"
+      "}\n"
+      : "=r"(bits.x), "=r"(bits.y) : "l"(from), "r"(int(wanted)));
   return bits;
 }
 
@@ -104,6 +119,51 @@ __device__ __forceinline__ auto look_up_key(InputTensor const& input, int seqlen
   return load_element(row + (k - offset) + offset, k < seqlen_k);
 }
 
+template <class T>
+using Looked = std::conditional_t<std::is_same_v<T, int>, int, float>;
+
+template <class T>
+__device__ __forceinline__ void load_pair(T const* from, bool wanted, Looked<T> (&pair)[2]) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t const bits = load_bits(from, wanted, std::integral_constant<int, 4>{});
+    T values[2];
+    memcpy(values, &bits, sizeof values);
+    pair[0] = static_cast<float>(values[0]);
+    pair[1] = static_cast<float>(values[1]);
+  } else {
+    uint2 const bits = load_two(from, wanted);
+    memcpy(pair, &bits, sizeof pair);
+  }
+}
+
+// Keys k and k + 1 of an input, in one access: k, the base and the strides are even, counted in elements.
+template <class T>
+__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset,
+                                             Looked<T> (&pair)[2]) {
+  load_pair(static_cast<T const*>(input.data) + (k - offset) + offset, k < seqlen_k, pair);
+}
+
+template <class T>
+__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, int i0,
+                                             Looked<T> (&pair)[2]) {
+  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, i0, 0);
+  load_pair(row + (k - offset) + offset, k < seqlen_k, pair);
+}
+
+template <class T>
+__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, int i0, int i1,
+                                             Looked<T> (&pair)[2]) {
+  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, i0, i1, 0);
+  load_pair(row + (k - offset) + offset, k < seqlen_k, pair);
+}
+
+template <class T>
+__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, int i0, int i1,
+                                             int i2, Looked<T> (&pair)[2]) {
+  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, i0, i1, i2, 0);
+  load_pair(row + (k - offset) + offset, k < seqlen_k, pair);
+}
+
 // The columns of a thread in a KV tile: 2 in each 8.
 __device__ __forceinline__ int first_key(int key) { return key + threadIdx.x % 4 * 2; }
 constexpr int column_offset(int c) { return c / 2 * 8 + c % 2; }
@@ -119,12 +179,14 @@ __device__ __forceinline__ void modify_scores(Scores&& scores, int key, Formula 
   int const first = first_key(key);
   typename Formula::Base const base[kRows] = {formula.base(0, first), formula.base(1, first)};
 #pragma unroll
-  for (int c = 0; c < cute::size<1>(scores); ++c) {
-    int const offset = column_offset(c);
-    typename Formula::Column const column = formula.column(first + offset, offset);
+  for (int c = 0; c < cute::size<1>(scores); c += 2) {
+    int const offset = column_offset(c), k = first + offset;
+    typename Formula::Column const even = formula.column(k, offset), odd = formula.column(k + 1, offset + 1);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      scores(r, c) = formula(scores(r, c), r, base[r], column, first + offset, offset);
+      typename Formula::Pair const pair = formula.pair(r, k, offset);
+      scores(r, c) = formula(scores(r, c), r, base[r], even, pair, 0, k, offset);
+      scores(r, c + 1) = formula(scores(r, c + 1), r, base[r], odd, pair, 1, k + 1, offset + 1);
     }
   }
 }
@@ -135,13 +197,17 @@ __device__ __forceinline__ void mask_scores(Scores&& scores, int key, Mask const
   int const first = first_key(key);
   typename Mask::Base const base[kRows] = {mask.base(0, first), mask.base(1, first)};
 #pragma unroll
-  for (int c = 0; c < cute::size<1>(scores); ++c) {
-    int const offset = column_offset(c);
-    typename Mask::Column const column = mask.column(first + offset, offset);
+  for (int c = 0; c < cute::size<1>(scores); c += 2) {
+    int const offset = column_offset(c), k = first + offset;
+    typename Mask::Column const even = mask.column(k, offset), odd = mask.column(k + 1, offset + 1);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (!mask(r, base[r], column, first + offset, offset)) {
+      typename Mask::Pair const pair = mask.pair(r, k, offset);
+      if (!mask(r, base[r], even, pair, 0, k, offset)) {
         scores(r, c) = -INFINITY;
+      }
+      if (!mask(r, base[r], odd, pair, 1, k + 1, offset + 1)) {
+        scores(r, c + 1) = -INFINITY;
       }
     }
   }

@@ -103,10 +103,15 @@ __device__ __forceinline__ Truth look(WorkTile const& tile, int row, int row_end
     for (int begin = key; begin < key_end; begin += kKeys) {
       bool some = false, all = true;
       int const end = ::min(begin + kKeys, key_end);
-      for (int k = begin; k < end; ++k) {
-        bool const kept = mask(0, mask.base(0, k), mask.column(k, 0), k, 0);
-        some |= kept;
-        all &= kept;
+      for (int pair_key = begin; pair_key < end; pair_key += 2) {
+        typename Mask::Pair const pair = mask.pair(0, pair_key, 0);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          int const k = pair_key + i;
+          bool const kept = mask(0, mask.base(0, k), mask.column(k, 0), pair, i, k, 0);
+          some |= kept;
+          all &= kept;
+        }
       }
       found.somewhere |= __any_sync(0xffffffff, some);
       found.everywhere &= __all_sync(0xffffffff, all);

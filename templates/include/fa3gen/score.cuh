@@ -7,8 +7,6 @@
 
 namespace fa3gen {
 
-constexpr float kLog2e = 1.44269504088896341f;
-
 __device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * kLog2e); }
 
 // 1 - 2 / (e^2x + 1), within a few units of 2^-23. NOTES: tanh.approx.f32 takes one instruction of the

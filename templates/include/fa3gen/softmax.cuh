@@ -14,6 +14,7 @@
 namespace fa3gen {
 
 constexpr int kRows = 2;  // of a thread
+constexpr float kLog2e = 1.44269504088896341f;
 
 struct RowStatistics {
   float row_max[kRows];  // of the scores as Q K^T gives them, unscaled
@@ -143,6 +144,28 @@ __device__ __forceinline__ void normalize(Output&& output, Rows const& rows, flo
     bool const none = sum == 0.f;  // a NaN sum is passed on
     float const inverse = none ? 0.f : 1.f / sum;
     lse[r] = none ? -INFINITY : (subtracted(rows, r, scale_log2) + log2f(sum)) * kLn2;
+#pragma unroll
+    for (int c = 0; c < cute::size<1>(output); ++c) {
+      output(r, c) *= inverse;
+    }
+  }
+}
+
+// The same with a sink, a score that takes part in the sum and brings no value: sink_log2 = sink log2(e).
+template <class Output, class Rows>
+__device__ __forceinline__ void normalize_with_sink(Output&& output, Rows const& rows, float scale_log2,
+                                                    float sink_log2, float (&lse)[kRows]) {
+  constexpr float kLn2 = 0.693147180559945309f;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float const sum = reduce_quad(rows.row_sum[r], [](float a, float b) { return a + b; });
+    bool const none = sum == 0.f;  // a NaN sum is passed on
+    float const keys = subtracted(rows, r, scale_log2);
+    float const top = none ? sink_log2 : fmaxf(keys, sink_log2);
+    float const alpha = none ? 0.f : exp2_approx(keys - top);
+    float const total = sum * alpha + (sink_log2 == -INFINITY ? 0.f : exp2_approx(sink_log2 - top));
+    float const inverse = none ? 0.f : alpha / total;
+    lse[r] = none ? sink_log2 * kLn2 : (top + log2f(total)) * kLn2;
 #pragma unroll
     for (int c = 0; c < cute::size<1>(output); ++c) {
       output(r, c) *= inverse;

@@ -7,7 +7,7 @@
 
 namespace fa3gen {
 
-// S = 2^x, P = S rounded, tile_sum = rowsum S, of x = exponent(r, c, column).
+// S = 2^x, P = S rounded, tile_sum = rowsum S, of x = exponent(r, c, column, pair).
 template <class Element, class Scores, class Operand, class Formula, class Exponent>
 __device__ __forceinline__ void raise_scores(Scores& scores, Operand& p, SpeculativeRows& rows, int first,
                                              Formula const& formula, Exponent exponent) {
@@ -23,8 +23,9 @@ __device__ __forceinline__ void raise_scores(Scores& scores, Operand& p, Specula
     typename Formula::Column const odd = formula.column(first + column_offset(c + 1), column_offset(c + 1));
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      scores(r, c) = exp2_approx(exponent(r, c, even));
-      scores(r, c + 1) = exp2_approx(exponent(r, c + 1, odd));
+      typename Formula::Pair const pair = formula.pair(r, first + column_offset(c), column_offset(c));
+      scores(r, c) = exp2_approx(exponent(r, c, even, pair));
+      scores(r, c + 1) = exp2_approx(exponent(r, c + 1, odd, pair));
       rows.tile_sum[r] += scores(r, c);
       odd_sum[r] += scores(r, c + 1);
       p(c / 2 * kRows + r) = round_pair<Element>(scores(r, c), scores(r, c + 1));
@@ -57,9 +58,9 @@ __device__ __forceinline__ void raise_formula(Scores& scores, Operand& p, Specul
     base[0].bias -= shift[0];
     base[1].bias -= shift[1];
   }
-  raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, typename Formula::Column const& column) {
+  raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, auto const& column, auto const& pair) {
     int const offset = column_offset(c);
-    float const x = formula(scores(r, c), r, base[r], column, first + offset, offset);
+    float const x = formula(scores(r, c), r, base[r], column, pair, c % 2, first + offset, offset);
     return Formula::kBiased ? x : x * multiplier - shift[r];
   });
 }
@@ -79,7 +80,7 @@ __device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, Sp
     float const end = multiplier * ShortTanh::kTanhEnd;
     if (within_short_tanh(shift, end)) {
       ShortTanh const capped(formula.slope(), multiplier);
-      raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, typename Formula::Column const&) {
+      raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, auto const&, auto const&) {
         return capped(scores(r, c), shift[r]);
       });
 #pragma unroll

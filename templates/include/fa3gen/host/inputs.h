@@ -74,23 +74,35 @@ inline bool reads_along(const InputArgument& declared) {
   return last > 0 || last == kAxisRow || last == kAxisKey;
 }
 
-// The tensor itself where kernels can read it, else one contiguous copy: its last dimension as long as the call has
-// it, if they read along that.
+// Kernels read two keys at a time.
+inline bool is_even(const Tensor& tensor, int last, int64_t element_bytes) {
+  bool even = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (2 * element_bytes) == 0;
+  for (int dim = 0; dim < last; ++dim) {
+    even &= tensor.size(dim) == 1 || tensor.stride(dim) % 2 == 0;
+  }
+  return even;
+}
+
+// The tensor itself where kernels can read it, else one copy: its last dimension contiguous and as long as the call
+// has it, if they read along that, and rows of keys an even number apart.
 inline Tensor readable_input(const InputArgument& declared, const Tensor& tensor, const CallSizes& call) {
   if (!reads_along(declared) || tensor.numel() == 0) {
     return tensor;
   }
   const int last = declared.rank - 1;
+  const bool by_key = declared.axes[last] == kAxisKey;
   const int64_t length = call.of(declared.axes[last]);
-  if (tensor.size(last) == length && (length == 1 || tensor.stride(last) == 1)) {
+  const bool along = tensor.size(last) == length && (length == 1 || tensor.stride(last) == 1);
+  if (along && (!by_key || is_even(tensor, last, tensor.element_size()))) {
     return tensor;
   }
   const auto sizes = tensor.sizes();
   std::vector<int64_t> full(sizes.begin(), sizes.end());
-  full[last] = length;
+  full[last] = by_key ? (length + 1) / 2 * 2 : length;
   Tensor copy = allocate(tensor, full, declared.scalar);
-  torch::stable::copy_(copy, tensor);  // broadcasts
-  return copy;
+  Tensor rows = full[last] == length ? copy : torch::stable::narrow(copy, last, 0, length);
+  torch::stable::copy_(rows, tensor);  // broadcasts
+  return rows;
 }
 
 // What the kernel is told. An empty input stands at `somewhere`, for what it gives is never kept.
