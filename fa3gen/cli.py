@@ -98,7 +98,7 @@ def generate(
     for spec in specs or sorted(path.stem for path in SPECS.glob("*.yaml")):
         source = source_of(make_plan(load_spec(spec)))
         folder = output / source.meta.name
-        texts = {f"{kernel.meta.stem}.cu": kernel.text for kernel in source.kernels}
+        texts = {f"{kernel.meta.stem}.cu": kernel.text for kernel in source.units}
         for name, text in {**texts, "host.cpp": source.host}.items():
             path = folder / name
             if check and (not path.is_file() or path.read_text() != text):

@@ -22,7 +22,11 @@ class InputMeta:
 
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.shape))
-        return f"{self.name} ({axes}) {self.dtype.value}" if axes else f"{self.name} {self.dtype.value}"
+        return (
+            f"{self.name} ({axes}) {self.dtype.value}"
+            if axes
+            else f"{self.name} {self.dtype.value}"
+        )
 
 
 def by_key(inputs: Iterable[InputMeta]) -> frozenset[str]:

@@ -53,7 +53,21 @@ from fa3gen.bench.timing import ClockSampler, CudaTimer, Timer, gpu_facts
 from fa3gen.errors import Fa3genError, InputError, ToolchainError
 from fa3gen.runtime.artifact import MANIFEST
 
-__all__ = ["Bench", "main", "prepare", "render_files", "resume", "run_cells"]
+__all__ = [
+    "Bench",
+    "build_all",
+    "build_spec",
+    "log",
+    "main",
+    "merged_clocks",
+    "positive",
+    "prepare",
+    "read_results",
+    "render_files",
+    "resume",
+    "run_cells",
+    "save_results",
+]
 
 FOLDER = Path("benchmarks/results")
 FLEX = "flex"
@@ -114,9 +128,9 @@ def run_cells(
         rows[cell.key] = row = _time_cell(bench, cell, contenders)
         row |= {"schedule": kernel.schedule, "kernel": kernel.identity}
         results["rows"] = [rows[key] for key in sorted(rows, key=lambda key: order.get(key, 0))]
-        results["meta"]["clocks"] = _merged_clocks(results["rows"])
+        results["meta"]["clocks"] = merged_clocks(results["rows"])
         save(results)
-        _log(f"[{count}/{len(cells)}] {cell}: {_speeds(row)}, {time.monotonic() - started:.1f} s")
+        log(f"[{count}/{len(cells)}] {cell}: {_speeds(row)}, {time.monotonic() - started:.1f} s")
 
 
 def _load_kernel(load_op: LoadOp, facts: SpecFacts) -> _Kernel:
@@ -161,7 +175,7 @@ def _speeds(row: Mapping[str, Any]) -> str:
     return timed + "".join(f", no {name}" for name in row["gaps"])
 
 
-def _merged_clocks(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def merged_clocks(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Of all problems: the least, the median of the medians, the greatest."""
     spans: dict[str, list[Mapping[str, float]]] = {}
     for row in rows:
@@ -188,7 +202,7 @@ def resume(path: Path, meta: Mapping[str, Any]) -> Results:
     """
     if not path.exists():
         return {"meta": dict(meta), "rows": []}
-    old = _read(path)
+    old = read_results(path)
     for name in SAME:
         if old["meta"].get(name) != meta[name]:
             raise InputError(
@@ -208,19 +222,20 @@ def render_files(path: Path) -> list[Path]:
     """
     from fa3gen.bench.forward_figure import draw
 
-    results = _read(path)
+    results = read_results(path)
     page, picture = path.with_suffix(".md"), path.with_suffix(".png")
     written = [page, picture]
     try:
         draw(results, picture)
     except ToolchainError as error:
-        _log(str(error))
+        log(str(error))
         written.remove(picture)
     page.write_text(forward_table.render(results, picture.name if picture in written else None))
     return written
 
 
-def _read(path: Path) -> Results:
+def read_results(path: Path) -> Results:
+    """The results in a file. Raises InputError if they are none of a table."""
     try:
         results: Results = json.loads(path.read_text())
         results["meta"]["contenders"], [row_key(row) for row in results["rows"]]
@@ -229,7 +244,7 @@ def _read(path: Path) -> Results:
     return results
 
 
-def _save(path: Path, results: Results) -> None:
+def save_results(path: Path, results: Results) -> None:
     """Whole or not at all: a run may be cut off at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")
@@ -245,34 +260,46 @@ def prepare(variants: Sequence[SpecFacts], directory: Path, jobs: int) -> int:
 
     An artifact that is there is replaced. Failures are told at the end; returns how many.
     """
+    builds = {
+        variant_name(facts): functools.partial(_build, facts, directory) for facts in variants
+    }
+    return build_all(builds, jobs)
+
+
+def build_all(builds: Mapping[str, Callable[[], str]], jobs: int) -> int:
+    """Run builds by name, each of which returns what went wrong; returns how many failed."""
     from fa3gen.progress import build_progress
 
     failures = {}
     with build_progress() as progress, ThreadPoolExecutor(jobs) as pool:
-        progress(f"{len(variants)} kernels, {jobs} at a time")
-        builds = {pool.submit(_build, facts, directory): facts for facts in variants}
+        progress(f"{len(builds)} kernels, {jobs} at a time")
+        running = {pool.submit(build): name for name, build in builds.items()}
         try:
-            for count, build in enumerate(as_completed(builds), 1):
-                name = variant_name(builds[build])
+            for count, build in enumerate(as_completed(running), 1):
+                name = running[build]
                 if reason := build.result():
                     failures[name] = reason
                 state = "failed" if reason else "built"
-                progress(f"step {count}/{len(variants)}: {name} {state}")
+                progress(f"step {count}/{len(builds)}: {name} {state}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     for name, reason in failures.items():
-        _log(f"fa3gen: {name}: {reason}")
+        log(f"fa3gen: {name}: {reason}")
     return len(failures)
 
 
 def _build(facts: SpecFacts, directory: Path) -> str:
-    """Run ``fa3gen build``; what it says if it fails, else nothing."""
-    folder = directory / variant_name(facts)
+    return build_spec(spec_of(facts), directory)
+
+
+def build_spec(spec: Mapping[str, Any], directory: Path) -> str:
+    """Run ``fa3gen build`` into the folder of the spec's name; what it says if it fails, else
+    nothing."""
+    folder = directory / spec["name"]
     if (folder / MANIFEST).is_file():
         shutil.rmtree(folder)
-    spec = json.dumps(spec_of(facts))
-    command = [sys.executable, "-m", "fa3gen.cli", "build", spec, "-o", str(folder)]
+    command = [sys.executable, "-m", "fa3gen.cli", "build", json.dumps(spec), "-o", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr.rpartition("fa3gen: ")[2].strip() if done.returncode else ""
 
@@ -313,11 +340,11 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--flex-lengths", type=numbers, default="1024,4096,16384", help="where flex is timed"
     )
-    parser.add_argument("--repeats", type=_positive, default=25, help="timed calls of each")
+    parser.add_argument("--repeats", type=positive, default=25, help="timed calls of each")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the JSON")
     parser.add_argument("--json", type=Path, help=f"the results ({FOLDER}/forward.json)")
     jobs = max(1, (os.cpu_count() or 2) // 2)  # a build is two processes
-    parser.add_argument("--jobs", type=_positive, default=jobs, help="builds at a time")
+    parser.add_argument("--jobs", type=positive, default=jobs, help="builds at a time")
     return parser.parse_args(words)
 
 
@@ -327,7 +354,8 @@ def _peers(text: str) -> list[str]:
     return names(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's number."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer (got {text})")
     return int(text)
@@ -360,7 +388,7 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], command: str) -
     timer = CudaTimer(repeats=options.repeats)
     lengths = frozenset(options.flex_lengths)
     bench = Bench(_op_loader(options.artifacts), peers, timer, lengths)
-    run_cells(bench, cells, results, functools.partial(_save, path))
+    run_cells(bench, cells, results, functools.partial(save_results, path))
     for file in (path, *render_files(path)):
         print(file)
     keys = {cell.key for cell in cells}
@@ -368,7 +396,8 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], command: str) -
     return 0 if all(OURS in row["ms"] and is_right(row, OURS) for row in rows) else 1
 
 
-def _log(line: str) -> None:
+def log(line: str) -> None:
+    """Tell the user something beside the results."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -387,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = shlex.join(["python", "-m", "fa3gen.bench.forward", *words])
         return _measure(options, cells, command)
     except Fa3genError as error:
-        _log(f"fa3gen: {error}")
+        log(f"fa3gen: {error}")
         return 1
 
 

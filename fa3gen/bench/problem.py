@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,20 +49,24 @@ class Problem:
         """The softmax scale that every contender is given."""
         return 1.0 / math.sqrt(self.facts.head_dim_qk)
 
-    def flops(self, device: torch.device | str | None = None) -> int:
+    def flops(
+        self,
+        device: torch.device | str | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> int:
         """Multiplications and additions of the two GEMMs over the kept score elements.
 
         2 * (d + d_v) for each kept pair of each head. Pairs are counted one by one, but for a
-        causal square: half of S * S, as the field counts it.
+        causal square: half of S * S, as the field counts it. ``inputs``: those that the mask names.
         """
-        square = self.seqlen_q == self.seqlen_k
-        if square and self.facts.mask == "causal":
-            doubled_pairs = self.seqlen_q * self.seqlen_k
+        lengths = (self.seqlen_q, self.seqlen_k)
+        if self.facts.mask == "causal" and self.seqlen_q == self.seqlen_k:
+            doubled_pairs = self.batch * self.seqlen_q * self.seqlen_k
         else:
             keep = reference_mask(self.facts.mask)
-            doubled_pairs = 2 * kept_pairs(keep, self.seqlen_q, self.seqlen_k, device)
+            doubled_pairs = 2 * kept_pairs(keep, *lengths, device, batch=self.batch, inputs=inputs)
         dims = self.facts.head_dim_qk + self.facts.head_dim_v
-        return self.batch * self.heads * doubled_pairs * dims
+        return self.heads * doubled_pairs * dims
 
     @property
     def bytes(self) -> int:

@@ -40,6 +40,8 @@ from fa3gen.runtime.reference import ErrorReport, make_reference, reference_mask
 
 __all__ = [
     "OURS",
+    "describe",
+    "leave_nan_behind",
     "load_contenders",
     "main",
     "names",
@@ -144,7 +146,7 @@ def _judge_all(
     for contender in contenders:
         try:
             run = contender.prepare(problem, *inputs)
-            _leave_nan_behind(reference.out)
+            leave_nan_behind(reference.out)
             errors[contender.name] = reference.compare(run(), None)
         except Exception as error:  # peers refuse a problem in many ways; ours must not
             if contender.ours:
@@ -156,7 +158,7 @@ def _judge_all(
     return runs, errors, skipped
 
 
-def _leave_nan_behind(like: Tensor) -> None:
+def leave_nan_behind(like: Tensor) -> None:
     """Fill and free a block of an output's size, so that the call's own may start as NaN."""
     torch.full((like.numel(),), math.nan, dtype=torch.bfloat16, device=like.device)
 
@@ -169,7 +171,9 @@ def schedule_text(op: Callable[..., Any]) -> str | None:
     return "; ".join(str(kernel) for kernel in artifact.kernels)
 
 
-def describe(problem: Problem, device: torch.device | str) -> dict[str, Any]:
+def describe(
+    problem: Problem, device: torch.device | str, inputs: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
     """The columns of a row that say what was timed."""
     facts = problem.facts
     return {
@@ -184,7 +188,7 @@ def describe(problem: Problem, device: torch.device | str) -> dict[str, Any]:
         "Hk": problem.kv_heads,
         "Sq": problem.seqlen_q,
         "Sk": problem.seqlen_k,
-        "flops": problem.flops(device),
+        "flops": problem.flops(device, inputs),
         "bytes": problem.bytes,
     }
 

@@ -57,7 +57,10 @@ class Names:
         raise RenderError(f"no C++ form of {table}: there is no table here")
 
 
-def print_cpp(expr: sympy.Basic, names: Names = Names()) -> str:
+_SAME = Names()
+
+
+def print_cpp(expr: sympy.Basic, names: Names = _SAME) -> str:
     """C++ text of an integer or boolean expression.
 
     Raises RenderError for what has no integer form in C++, and for constants beyond int32.
@@ -175,13 +178,13 @@ _INTEGRAL = (
 )
 
 
-def print_cpp_real(expr: sympy.Basic, names: Names = Names()) -> str:
+def print_cpp_real(expr: sympy.Basic, names: Names = _SAME) -> str:
     """C++ text of a formula in fp32. Integer parts stay integers as long as they can be, so that
     differences of positions are exact; RenderError for what has no form."""
     return _real(expr, names)[0]
 
 
-def print_cpp_condition(expr: sympy.Basic, names: Names = Names()) -> str:
+def print_cpp_condition(expr: sympy.Basic, names: Names = _SAME) -> str:
     """C++ text of a condition: exact between integers, else in fp32."""
     return _condition(expr, names)
 

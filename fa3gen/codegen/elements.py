@@ -28,7 +28,12 @@ __all__ = [
     "runtime_name",
 ]
 
-_TYPES = {DType.FP32: "float", DType.BF16: "__nv_bfloat16", DType.FP16: "__half", DType.INT32: "int"}
+_TYPES = {
+    DType.FP32: "float",
+    DType.BF16: "__nv_bfloat16",
+    DType.FP16: "__half",
+    DType.INT32: "int",
+}
 _ATOMS = {
     PRODUCT.name: "product",
     SCALE.name: "params.scale",

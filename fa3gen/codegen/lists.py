@@ -64,9 +64,7 @@ class ListsView:
         return list_axes(self.program.keep)[1]
 
 
-def lists_view(
-    variant: VariantMeta, program: Program, bounds: KeyBounds, symbol: str
-) -> ListsView:
+def lists_view(variant: VariantMeta, program: Program, bounds: KeyBounds, symbol: str) -> ListsView:
     """The view of a variant's kernel that lists KV tiles."""
     names = KernelNames(program.inputs, bounded=True)
 
@@ -82,9 +80,7 @@ def lists_view(
         program=program,
         symbol=symbol,
         params="Params",
-        bounds=EndsView(
-            bound(bounds.some_begin, "0"), bound(bounds.some_end, "params.seqlen_k")
-        ),
+        bounds=EndsView(bound(bounds.some_begin, "0"), bound(bounds.some_end, "params.seqlen_k")),
         mask=_Mask(elements),
         known=spans.known(program.keep),
         row_spans=tuple(spans.found[Rate.ROW]),

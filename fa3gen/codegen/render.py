@@ -100,7 +100,7 @@ def _lists(variant: VariantMeta, schedule: Schedule, program: Program) -> ListsV
 
 def _lists_kernel(environment: jinja2.Environment, lists: ListsView) -> KernelSource:
     text = _tidy(environment.get_template("lists.cu.j2").render(lists=lists))
-    meta = KernelMeta("lists", lists.symbol, None, 0, 0, 256, 0)
+    meta = KernelMeta("lists", lists.symbol, None, 0, 0, 512, 0)
     return KernelSource(meta, text)
 
 
@@ -137,9 +137,7 @@ def _variant(plan: Sequence[Schedule]) -> VariantMeta:
     op_name = f"{spec.name}_{digest}"
     dims = spec.head_dim
     listed = plan[0].bounds.listed
-    return VariantMeta(
-        spec.name, op_name, spec.dtype, dims.qk, dims.v, spec.input_metas, listed
-    )
+    return VariantMeta(spec.name, op_name, spec.dtype, dims.qk, dims.v, spec.input_metas, listed)
 
 
 def _launch(schedule: Schedule, program: Program) -> LaunchView:

@@ -356,7 +356,9 @@ def host_view(
 
 
 def _input(meta: InputMeta) -> InputView:
-    axes = (f"fa3gen::host::kAxis{_AXES[axis]}" if axis in _AXES else str(axis) for axis in meta.shape)
+    axes = (
+        f"fa3gen::host::kAxis{_AXES[axis]}" if axis in _AXES else str(axis) for axis in meta.shape
+    )
     dtype = meta.dtype.value
     return InputView(meta.name, dtype, _SCALARS[dtype], len(meta.shape), ", ".join(axes))
 
@@ -433,7 +435,9 @@ def _score(program: Program) -> ScoreView:
     over = "" if form.factor == 1 else f", over {form.factor}, which the softmax multiplies by"
     base = ": an exponent of 2" if form.biased else over
     comment = f"The score: what the formula makes of an element of Q K^T{base}."
-    view = elements_view("Score", comment, stage_score(form, by_key(program.inputs)), program.inputs)
+    view = elements_view(
+        "Score", comment, stage_score(form, by_key(program.inputs)), program.inputs
+    )
     if far := far_form(form, program.inputs):
         view = replace(view, far=far_view(far, program.inputs))
     return ScoreView("forward/score_formula.j2", view)
@@ -462,7 +466,15 @@ def _mask(schedule: Schedule, program: Program) -> MaskView:
     return MaskView(template, closure, function, "kept", rows, begin=begin, end=end)
 
 
-_POSITIONS = {symbols.q, symbols.row, symbols.k, symbols.seqlen_q, symbols.seqlen_k, Q_FIRST, Q_LAST}
+_POSITIONS = {
+    symbols.q,
+    symbols.row,
+    symbols.k,
+    symbols.seqlen_q,
+    symbols.seqlen_k,
+    Q_FIRST,
+    Q_LAST,
+}
 
 
 def _is_shared(*bounds: sympy.Expr | None) -> bool:

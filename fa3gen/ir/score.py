@@ -1,15 +1,15 @@
-"""Score formulas as kernels compute them: ``factor * core + bias``, with the softmax's base in view.
+"""Score formulas as kernels compute them: ``factor * core + bias``, for a softmax in base 2.
 
-The softmax takes powers of 2 of ``x * c - shift``, one FFMA an element, whatever ``c`` and the shift
-are. So what a formula adds to a function of the score, and what it multiplies that by, need not be
-instructions of their own::
+The softmax takes powers of 2 of ``x * c - shift``, one FFMA an element, whatever ``c`` and the
+shift are. So what a formula adds to a function of the score, and what it multiplies that by, need
+not be instructions of their own::
 
     50 * tanh(score / 50)         core tanh(..), factor 50          c = 50 log2(e)
     score + slopes[h] * (k - q)   core score, bias slopes[h] * ..   the bias joins the shift, c = 1
 
-A formula with a bias, or with a factor that is not a positive constant, is *biased*: kernels compute
-the exponent of 2 itself, log2(e) in both terms. Else its constant joins log2(e) in ``c``, and where
-the core is the score itself (``2 * score``) the formula costs nothing at all.
+A formula with a bias, or with a factor that is not a positive constant, is *biased*: kernels
+compute the exponent of 2 itself, log2(e) in both terms. Else its constant joins log2(e) in ``c``,
+and where the core is the score itself (``2 * score``) the formula costs nothing at all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ScoreForm:
 
     factor: Any
     core: Any
-    bias: Any = sympy.Integer(0)
+    bias: Any = sympy.S.Zero
 
     @property
     def plain(self) -> bool:

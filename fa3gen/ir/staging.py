@@ -63,8 +63,8 @@ class Staged:
 
     parts: tuple[Part, ...]
     value: Any
-    factor: Any = sympy.Integer(1)
-    bias: Any = sympy.Integer(0)
+    factor: Any = sympy.S.One
+    bias: Any = sympy.S.Zero
     base: Any = None
 
     def of(self, rate: Rate) -> tuple[Part, ...]:
@@ -291,12 +291,16 @@ def _step(term: Any) -> Any | None:
         return None if rate_of(term) is Rate.ELEMENT else sympy.Integer(0)
     if rate_of(term) is Rate.ELEMENT and term.free_symbols & {symbols.score, PRODUCT}:
         return None
-    coefficients, whole = [], []
+    coefficients: list[Any] = []
+    whole: list[Any] = []
     for factor in sympy.Mul.make_args(term):
         (whole if symbols.k in factor.free_symbols else coefficients).append(factor)
     if len(whole) != 1 or not _is_cheap(whole[0]):
         return None
     slope = sympy.expand(whole[0]).coeff(symbols.k, 1)
-    if not slope.is_Integer or symbols.k in (sympy.expand(whole[0]) - slope * symbols.k).free_symbols:
+    if (
+        not slope.is_Integer
+        or symbols.k in (sympy.expand(whole[0]) - slope * symbols.k).free_symbols
+    ):
         return None
     return sympy.Mul(slope, *coefficients)

@@ -107,8 +107,8 @@ class Attention:
         written in place: (batch, seqlen_q, heads, head_dim_v), laid out as said above, overlapping
         no input; gradients must then be off. ``inputs`` are those that the spec declares, by name,
         in their dtypes and shapes (an axis of the call may have one element for all); a scalar may
-        be a number. ``plan`` is what :meth:`plan` has made of the same inputs, for this call's sizes;
-        without one it is made in the call.
+        be a number. ``plan`` is what :meth:`plan` has made of the same inputs, for this call's
+        sizes; without one it is made in the call.
 
         Returns out (batch, seqlen_q, heads, head_dim_v), with ``return_lse`` also lse (batch,
         heads, seqlen_q): the natural logarithm of each row's sum of exponentials, fp32. A row
@@ -226,7 +226,9 @@ class Attention:
             raise InputError(rule.splitlines()[0]) from None
         raise error
 
-    def _check_inputs(self, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, ...]) -> None:
+    def _check_inputs(
+        self, q: Tensor, k: Tensor, v: Tensor, more: tuple[Tensor | None, ...]
+    ) -> None:
         self._check_tensor("q", q, self._head_dim_qk)
         self._check_tensor("k", k, self._head_dim_qk)
         self._check_tensor("v", v, self._head_dim_v)

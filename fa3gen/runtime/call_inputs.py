@@ -32,7 +32,11 @@ def gather_inputs(
     for name in given:
         if name not in names:
             close = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {close[0]}?" if close else f"its inputs: {', '.join(names) or 'none'}"
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else f"its inputs: {', '.join(names) or 'none'}"
+            )
             raise InputError(f"{name}: no input of this variant; {hint}")
     return tuple(_tensor(meta, given.get(meta.name), device) for meta in metas)
 

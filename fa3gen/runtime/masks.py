@@ -146,7 +146,7 @@ def _before_queries(at: Positions) -> Tensor:
 
 def _tree(table: str) -> IndexMask:
     """Tokens of a tree of guesses and those before them, by a table of queries and new keys
-    (SpecInfer, arXiv 2305.09781, section 4.2)."""
+    (SpecInfer, arXiv 2305.09781)."""
     return lambda at: at.table(table, at.row, at.k - (at.q - at.row)) > 0
 
 

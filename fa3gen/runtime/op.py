@@ -3,7 +3,8 @@
 ::
 
     <op>(Tensor q, Tensor k, Tensor v, float scale, INPUTS) -> (Tensor, Tensor)  # out, lse
-    <op>_out(Tensor q, Tensor k, Tensor v, float scale, INPUTS, Tensor(a!) out, Tensor(b!) lse) -> ()
+    <op>_out(Tensor q, Tensor k, Tensor v, float scale, INPUTS,
+             Tensor(a!) out, Tensor(b!) lse) -> ()
 
 INPUTS are the tensors that the spec declares, in order of their names; where a kernel lists KV
 tiles, ``Tensor? plan`` too, which a third op makes::

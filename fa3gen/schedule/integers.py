@@ -2,8 +2,9 @@
 
 They are integer combinations of positions, lengths, values that a work tile shares (heads, inputs)
 and floor divisions by constants, joined by Min, Max and Where. Shared values are taken as at most
-2^29 in size, which lengths do not reach. Every statement here is about sequences of up to 2^30 positions: for any expression
-that ``bound_at_its`` returns, C++ in ``int`` computes what Python does.
+2^29 in size, which lengths do not reach. Every statement here is about sequences of up to 2^30
+positions: for any expression that ``bound_at_its`` returns, C++ in ``int`` computes what Python
+does.
 """
 
 from __future__ import annotations

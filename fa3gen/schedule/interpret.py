@@ -22,14 +22,15 @@ from sympy.core.function import AppliedUndef
 from torch import Tensor
 
 from fa3gen.dtypes import DType
-from fa3gen.errors import InputError, VerificationError
+from fa3gen.errors import VerificationError
 from fa3gen.ir.score import LOG2E
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.machine import Agent, Machine, Place
 from fa3gen.schedule.program import Calc, CalcKind, Gemm, GemmKind, Program
-from fa3gen.schedule.ranges import KeyBounds, TileRange, list_axes, tile_range
+from fa3gen.schedule.ranges import KeyBounds, TileRange, tile_range
 from fa3gen.schedule.schedule import Persistence, Schedule
+from fa3gen.schedule.tile_lists import TileLists, WorkTile
 from fa3gen.spec import symbols
 
 __all__ = ["Execution", "Interpreter", "evaluate", "interpret"]
@@ -51,8 +52,8 @@ class Execution:
 
 
 class Interpreter:
-    """A schedule's Program as a function of CPU tensors, ``(q, k, v, scale, *inputs) -> (out, lse)``;
-    the inputs in the order of the spec's."""
+    """A schedule's Program on CPU tensors, ``(q, k, v, scale, *inputs) -> (out, lse)``; the inputs
+    in the order of the spec's."""
 
     def __init__(self, schedule: Schedule, execution: Execution | None = None) -> None:
         if execution is None:
@@ -79,7 +80,7 @@ class Interpreter:
         q = torch.empty(batch, seqlen_q, heads, dim, device="meta")
         k = torch.empty(batch, seqlen_k, heads_k, dim, device="meta")
         call = _Call(self.program, (q, k, k, *inputs), 1.0, results=False)
-        return call.lists.encode(list_axes(self.program.keep))
+        return call.lists.encode()
 
 
 def interpret(
@@ -103,7 +104,7 @@ def interpret(
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         call = _Call(program, tensors, scale)
         if plan is not None:
-            call.lists.decode(list_axes(program.keep), plan)
+            call.lists.decode(plan)
         works = call.work_tiles()
         order = None if execution.seed is None else random.Random(execution.seed)
         ctas = -(-len(works) // execution.work_tiles)
@@ -140,15 +141,6 @@ def _run(machine: Machine, order: random.Random | None) -> None:
 # --- one call -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _WorkTile:
-    """The query rows ``m_block * block_m ...`` of one head."""
-
-    m_block: int
-    head: int
-    batch: int
-
-
 class _Call:
     """The tensors of one call and what its work tiles share."""
 
@@ -173,22 +165,23 @@ class _Call:
         self.scale_log2 = _fp32(program.score.multiplier(scale) * math.log2(math.e))
         self.inputs = _inputs(program, inputs)
         self.masks = _Masks(program, self.seqlen_q, self.seqlen_k, self.inputs)
-        self.lists = _Lists(self)
+        sizes = (self.batch, self.heads, self.seqlen_q, self.seqlen_k)
+        self.lists = TileLists(program, sizes, self.kept)
         if results:
             nan = math.nan  # shows what the Program does not write
             self.out = q.new_full((self.batch, self.seqlen_q, self.heads, self.dim_v), nan)
             self.lse = q.new_full((self.batch, self.heads, self.seqlen_q), nan, dtype=torch.float32)
 
-    def work_tiles(self) -> list[_WorkTile]:
+    def work_tiles(self) -> list[WorkTile]:
         """Every work tile, those with the last rows first."""
         return [
-            _WorkTile(m_block, head, batch)
+            WorkTile(m_block, head, batch)
             for m_block, batch, head in itertools.product(
                 reversed(self.m_blocks), range(self.batch), range(self.heads)
             )
         ]
 
-    def tile_range(self, bounds: KeyBounds, work: _WorkTile) -> TileRange:
+    def tile_range(self, bounds: KeyBounds, work: WorkTile) -> TileRange:
         """The KV tiles that the rows of a query tile visit."""
         shift = self.seqlen_k - self.seqlen_q
         first = work.m_block * self.program.block_m
@@ -206,14 +199,18 @@ class _Call:
             tiles = tiles.or_beyond(-(-max(self.seqlen_k, 1) // self.program.block_n))
         return tiles.at_least(self.program.peeled)
 
-    def _listed_range(self, work: _WorkTile) -> TileRange:
+    def _listed_range(self, work: WorkTile) -> TileRange:
         """Places in the work tile's list: whole tiles first."""
         whole, masked = self.lists.of(work)
         count = len(whole) + len(masked)
         tiles = TileRange(0, 0, len(whole), count)
         return (tiles.or_beyond(0) if self.program.always else tiles).at_least(self.program.peeled)
 
-    def kv_tile(self, work: _WorkTile, place: int) -> int:
+    def kept(self, work: WorkTile, first_row: int, first_key: int) -> Tensor:
+        """Booleans of one warpgroup's S."""
+        return self.masks.tile(first_row, first_key, self.head_indices(work))
+
+    def kv_tile(self, work: WorkTile, place: int) -> int:
         """The KV tile at a place of the loop; beyond a list lies one past the last key."""
         if not self.program.listed:
             return place
@@ -222,12 +219,12 @@ class _Call:
         beyond = -(-max(self.seqlen_k, 1) // self.program.block_n)
         return tiles[place] if place < len(tiles) else beyond
 
-    def head_indices(self, work: _WorkTile) -> dict[Any, int]:
+    def head_indices(self, work: WorkTile) -> dict[Any, int]:
         """The values of b, h and hk."""
         heads = {symbols.b: work.batch, symbols.h: work.head}
         return heads | {symbols.hk: work.head // self.group}
 
-    def load(self, name: str, work: _WorkTile, first: int) -> Tensor:
+    def load(self, name: str, work: WorkTile, first: int) -> Tensor:
         """Rows ``first ...`` of Q, K or V in fp32, (rows, cols) of the buffer, as TMA loads them:
         zero outside the tensor, whatever its memory holds there."""
         buffer = self.program.buffer(name)
@@ -237,7 +234,7 @@ class _Call:
         tile[: rows.shape[0], : rows.shape[1]] = rows
         return tile
 
-    def store(self, name: str, value: Tensor, work: _WorkTile, first: int) -> None:
+    def store(self, name: str, value: Tensor, work: WorkTile, first: int) -> None:
         """Write O (rows, cols) or lse (rows, 1) to the rows ``first ...`` that exist."""
         last = min(first + HOPPER.wgmma_rows, self.seqlen_q)
         count = last - first
@@ -252,80 +249,6 @@ class _Call:
             ]
         else:
             raise VerificationError(f"stores {name}, which is no output")
-
-
-class _Lists:
-    """The KV tiles that query tiles visit, as the elements of the mask say, or a plan."""
-
-    def __init__(self, call: _Call) -> None:
-        self.call = call
-        self.known: dict[_WorkTile, tuple[list[int], list[int]]] = {}
-
-    @property
-    def room(self) -> int:
-        """The most tiles of a list."""
-        return max(-(-self.call.seqlen_k // self.call.program.block_n), 1)
-
-    def of(self, work: _WorkTile) -> tuple[list[int], list[int]]:
-        """The tiles that all rows of a query tile keep whole, and those that some keep a part of."""
-        if work not in self.known:
-            self.known[work] = self._look(work)
-        return self.known[work]
-
-    def _look(self, work: _WorkTile) -> tuple[list[int], list[int]]:
-        call, program = self.call, self.call.program
-        whole: list[int] = []
-        masked: list[int] = []
-        heads, block_n = call.head_indices(work), program.block_n
-        firsts = range(work.m_block * program.block_m, call.seqlen_q, HOPPER.wgmma_rows)
-        firsts = firsts[: program.block_m // HOPPER.wgmma_rows]
-        for tile in range(-(-call.seqlen_k // block_n)):
-            parts = [
-                call.masks.tile(first, tile * block_n, heads)[: call.seqlen_q - first]
-                for first in firsts
-            ]
-            kept = torch.cat(parts)
-            if bool(kept.any()):
-                (whole if bool(kept.all()) else masked).append(tile)
-        return whole, masked
-
-    def _works(self, axes: tuple[bool, bool]) -> list[_WorkTile]:
-        """A work tile of each list, in the order of a plan; ``axes``: batches, heads of their own."""
-        batches = range(self.call.batch if axes[0] else min(self.call.batch, 1))
-        heads = range(self.call.heads if axes[1] else min(self.call.heads, 1))
-        places = itertools.product(batches, heads, self.call.m_blocks)
-        return [_WorkTile(m_block, head, batch) for batch, head, m_block in places]
-
-    def encode(self, axes: tuple[bool, bool]) -> Tensor:
-        """All lists as int32: numbers of whole and masked tiles of each, then each list's room, with
-        whole tiles from its start and masked ones from its end."""
-        counts: list[int] = []
-        tiles: list[int] = []
-        for work in self._works(axes):
-            whole, masked = self.of(work)
-            counts += [len(whole), len(masked)]
-            tiles += [*whole, *[0] * (self.room - len(whole) - len(masked)), *reversed(masked)]
-        return torch.tensor([*counts, *tiles], dtype=torch.int32, device="cpu")
-
-    def decode(self, axes: tuple[bool, bool], plan: Tensor) -> None:
-        """Take the lists of a plan, for all work tiles that share them."""
-        works = self._works(axes)
-        values = plan.tolist()
-        if len(values) != len(works) * (2 + self.room):
-            raise InputError(
-                f"plan: must be one for these lengths, batches and heads: "
-                f"{len(works) * (2 + self.room)} int32 (got {len(values)})"
-            )
-        lists = dict(zip(works, range(len(works)), strict=True))
-        for work in self.call.work_tiles():
-            shared = _WorkTile(
-                work.m_block, work.head if axes[1] else 0, work.batch if axes[0] else 0
-            )
-            index = lists[shared]
-            whole, masked = values[2 * index : 2 * index + 2]
-            start = 2 * len(works) + index * self.room
-            tiles = values[start : start + self.room]
-            self.known[work] = (tiles[:whole], tiles[self.room - masked :][::-1])
 
 
 def _inputs(program: Program, tensors: Sequence[Tensor]) -> dict[Any, Tensor]:
@@ -356,7 +279,7 @@ _WARP_ROWS = 16  # of a product, that vote together
 class _Tensors:
     """The Domain of fp32 CPU tensors, for one CTA. A row vector has shape (rows, 1)."""
 
-    def __init__(self, call: _Call, work: list[_WorkTile]) -> None:
+    def __init__(self, call: _Call, work: list[WorkTile]) -> None:
         self.call, self.work = call, work
         self.program = call.program
 
@@ -433,9 +356,9 @@ class _Tensors:
             case CalcKind.RESCALE | CalcKind.RESCALE_GROWN:  # alpha is 1 where none has grown
                 return {"O": o * alpha}
             case CalcKind.NORMALIZE:
-                return self._normalize(o, row_sum, row_max * self.call.scale)
+                return self._normalize(o, row_sum, row_max * self.call.scale, place)
             case CalcKind.NORMALIZE_SHIFTED:
-                return self._normalize(o, row_sum, registers["shift"] * math.log(2))
+                return self._normalize(o, row_sum, registers["shift"] * math.log(2), place)
 
     def stage(self, buffer: str, value: Tensor, place: Place) -> Tensor:
         """O in the output's type; P in the operands', for a product that computes in fp32."""
@@ -457,8 +380,8 @@ class _Tensors:
         return self.call.kv_tile(self.work[place.work], index) * self.program.block_n
 
     def _keep(self, place: Place) -> Tensor:
-        heads = self._heads(place)
-        return self.call.masks.tile(self._first_row(place), self._first_key(place), heads)
+        work = self.work[place.work]
+        return self.call.kept(work, self._first_row(place), self._first_key(place))
 
     def _formula(self, s: Tensor, place: Place) -> Tensor:
         """What the formula makes of a tile of products, in fp32."""
@@ -544,11 +467,20 @@ class _Tensors:
         subtrahend = row_max.masked_fill(row_max == -math.inf, 0.0)
         return torch.exp2((x - subtrahend) * self.call.scale_log2)
 
-    def _normalize(self, o: Tensor, row_sum: Tensor, subtracted: Tensor) -> dict[str, Tensor]:
+    def _normalize(
+        self, o: Tensor, row_sum: Tensor, subtracted: Tensor, place: Place
+    ) -> dict[str, Tensor]:
         """O / row_sum and LSE, from what was subtracted of scores; 0 and -inf (of both its terms)
-        where no key was kept."""
-        inverse = row_sum.reciprocal().masked_fill(row_sum == 0, 0.0)
-        return {"O": o * inverse, "lse": subtracted + row_sum.log()}
+        where no key was kept. A sink joins the sum."""
+        if self.program.sink is None:
+            inverse = row_sum.reciprocal().masked_fill(row_sum == 0, 0.0)
+            return {"O": o * inverse, "lse": subtracted + row_sum.log()}
+        table = self.call.inputs[self.program.sink]
+        sink = _looked_up(table, [_integer(self.work[place.work].head)])
+        keys = subtracted + row_sum.log()
+        lse = torch.logaddexp(keys, sink.expand_as(keys))
+        share = torch.exp(subtracted - lse).masked_fill(row_sum == 0, 0.0)
+        return {"O": o * share, "lse": lse}
 
 
 # --- masks ----------------------------------------------------------------------------------------

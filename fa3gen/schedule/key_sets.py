@@ -198,6 +198,8 @@ def _keys_in_samples(interval: Interval) -> int:
     total = 0
     for tile in _SAMPLES:
         begin = 0 if interval.begin is None else max(compiled(interval.begin)(tile, TYPICAL), 0)
-        end = tile[3] if interval.end is None else min(compiled(interval.end)(tile, TYPICAL), tile[3])
+        end = (
+            tile[3] if interval.end is None else min(compiled(interval.end)(tile, TYPICAL), tile[3])
+        )
         total += max(end - begin, 0)
     return total

@@ -21,10 +21,11 @@ takes two tiles a turn under two names of S (modulo variable expansion), and may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fa3gen.errors import GraphError
-from fa3gen.ir.ops import GemmPV, GemmQK, Mask
+from fa3gen.ir.ops import GemmPV, GemmQK, Mask, Normalize
 from fa3gen.ir.score import score_form
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Prefetch, Turn
@@ -133,7 +134,7 @@ _FULL_FORMULA_CALCS = _FULL_CALCS | {
 }
 
 
-def _calcs(schedule: Schedule, guesses: bool) -> dict[str, tuple[_Step, ...]]:
+def _calcs(schedule: Schedule, guesses: bool) -> Mapping[str, tuple[_Step, ...]]:
     """The computations of each operation; ``guesses``: where maxima are guessed."""
     if not guesses:
         return _MAXIMA[schedule.tiling.maxima]
@@ -189,6 +190,7 @@ def lower(schedule: Schedule) -> Program:
         dtype=schedule.spec.dtype,
         inputs=schedule.spec.input_metas,
         score=score_form(schedule.spec.score_expr),
+        sink=schedule.graph.op(Normalize).sink,
         keep=schedule.graph.op(Mask).keep,
         threads=schedule.threads,
         ctas_per_sm=tiling.ctas_per_sm,

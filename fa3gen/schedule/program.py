@@ -595,6 +595,7 @@ class Program:
     dtype: DType
     inputs: tuple[InputMeta, ...]
     score: ScoreForm
+    sink: str | None  # the input that joins each row's sum
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int
     ctas_per_sm: int

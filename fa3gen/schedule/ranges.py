@@ -46,8 +46,8 @@ class KeyBounds:
     kept by every row. None: no bound on that side but the keys themselves. ``exact`` is False if
     there is no interval that every row keeps, so that no tile may skip the mask; the interval is
     then [None, 0). ``listed``: the tiles between some_begin and some_end are looked at, and those
-    that are visited listed, the whole ones apart. Values may lie outside the keys, and an end before its begin; with lengths up to
-    2^30 no intermediate value leaves int32.
+    that are visited listed, the whole ones apart. Values may lie outside the keys, and an end
+    before its begin; with lengths up to 2^30 no intermediate value leaves int32.
     """
 
     some_begin: sympy.Expr | None

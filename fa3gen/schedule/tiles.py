@@ -27,11 +27,9 @@ _MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
-def choose_tiling(
-    spec: AttentionSpec, bounds: KeyBounds, spare: int = 0
-) -> tuple[Tiling, Choice]:
+def choose_tiling(spec: AttentionSpec, bounds: KeyBounds, spare: int = 0) -> tuple[Tiling, Choice]:
     """Tile sizes and knobs of a spec, and what the tile was weighed against; ScheduleError with the
-    budget if what it asks cannot fit. ``spare``: registers that a consumer thread shall have left."""
+    budget if what it asks cannot fit. ``spare``: registers that a thread shall have left over."""
     knobs = spec.schedule
     _check_supported(spec, bounds)
     overlap = knobs.overlap or 2

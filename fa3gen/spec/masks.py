@@ -39,18 +39,15 @@ def window(left: Any, right: Any) -> Any:
 
     Each side is an Integer or an integer Symbol (a run-time input, where -1 is unbounded too).
     """
-    sides = []
-    for reach, side in (
-        (left, lambda reach: relation("<=", q - reach, k)),
-        (right, lambda reach: relation("<=", k, q + reach)),
-    ):
-        _at_least(reach, -1, "a window reaches -1 (unbounded) or more keys to each side")
-        if reach.is_Integer:
-            sides.append(side(reach) if reach >= 0 else sympy.true)
-        else:
-            unbounded = relation("==", reach, sympy.Integer(-1))
-            sides.append(side(Where(unbounded, sympy.Integer(_BEYOND), reach)))
-    return both(*sides)
+    before, after = (_reach(side) for side in (left, right))
+    return both(relation("<=", q - before, k), relation("<=", k, q + after))
+
+
+def _reach(side: Any) -> Any:
+    """The keys that a side reaches, where -1 means all."""
+    _at_least(side, -1, "a window reaches -1 (unbounded) or more keys to each side")
+    unbounded = relation("==", side, sympy.Integer(-1))
+    return Where(unbounded, sympy.oo if side.is_Integer else sympy.Integer(_BEYOND), side)
 
 
 def chunk(size: Any) -> Any:

@@ -5,6 +5,7 @@
 
 extern "C" const unsigned char fa3gen_kernel_to_2880[];  // kernel_to_2880.cubin, embedded by cubin.S
 extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
+
 namespace {
 using fa3gen::host::Tensor;
 
@@ -16,6 +17,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
         .device = kernel_to_2880,
         .max_keys = 2880,
         .block_m = 128,
+        .block_n = 64,
         .threads = 384,
         .smem_bytes = 82032,
         .cta_per_sm = 2,
@@ -31,6 +33,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
         .device = kernel,
         .max_keys = fa3gen::host::kAnyKeys,
         .block_m = 192,
+        .block_n = 128,
         .threads = 512,
         .smem_bytes = 139376,
         .cta_per_sm = 1,
@@ -52,6 +55,7 @@ const fa3gen::host::ForwardOp kOp{
     .score_factor = 1.0,
     .score_is_product = true,
     .inputs = {},
+    .lists = nullptr,
     .kernels = kKernels,
 };
 

@@ -139,8 +139,8 @@ CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
 }
 
 // The KV tiles that some query of a block keeps, and those that every one keeps whole.
-CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
-  [[maybe_unused]] int const q_first = m_block * kBlockM + params.seqlen_k - params.seqlen_q;
+CUTE_DEVICE fa3gen::KvRange kv_range(fa3gen::WorkTile const& tile, ForwardParams const& params) {
+  [[maybe_unused]] int const q_first = tile.m_block * kBlockM + params.seqlen_k - params.seqlen_q;
   [[maybe_unused]] int const q_last = min(q_first + kBlockM, params.seqlen_k) - 1;
   int const some_begin = 0;
   int const some_end = params.seqlen_k;
@@ -191,7 +191,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       fa3gen::Ring<2> v;
       for (int index = blockIdx.x; index < params.work_tiles; index += gridDim.x) {
         fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
-        fa3gen::KvRange const kv = kv_range(tile.m_block, params);
+        auto const kv = kv_range(tile, params);
         int n = kv.end - 1;  // KV tile
 
         if (kv.begin < kv.end) {
@@ -268,7 +268,7 @@ full_d128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
     }
     for (int index = blockIdx.x; index < params.work_tiles; index += gridDim.x) {
       fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
-      fa3gen::KvRange const kv = kv_range(tile.m_block, params);
+      auto const kv = kv_range(tile, params);
       int n = kv.end - 1;  // KV tile
 
       clear(tOrO);

@@ -145,8 +145,8 @@ CUTE_DEVICE fa3gen::RowKeys keep(int row, ForwardParams const& params) {
 }
 
 // The KV tiles that some query of a block keeps, and those that every one keeps whole.
-CUTE_DEVICE fa3gen::KvRange kv_range(int m_block, ForwardParams const& params) {
-  [[maybe_unused]] int const q_first = m_block * kBlockM + params.seqlen_k - params.seqlen_q;
+CUTE_DEVICE fa3gen::KvRange kv_range(fa3gen::WorkTile const& tile, ForwardParams const& params) {
+  [[maybe_unused]] int const q_first = tile.m_block * kBlockM + params.seqlen_k - params.seqlen_q;
   [[maybe_unused]] int const q_last = min(q_first + kBlockM, params.seqlen_k) - 1;
   int const some_begin = 0;
   int const some_end = q_last + 1;
@@ -218,7 +218,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
         }
 
         fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
-        fa3gen::KvRange const kv = kv_range(tile.m_block, params);
+        auto const kv = kv_range(tile, params);
         int n = kv.end - 1;  // KV tile
 
         // The tile with the last key.
@@ -305,7 +305,7 @@ mla_prefill_d192_128_bf16_forward(__grid_constant__ CUtensorMap const tma_q,
       }
 
       fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
-      fa3gen::KvRange const kv = kv_range(tile.m_block, params);
+      auto const kv = kv_range(tile, params);
       int n = kv.end - 1;  // KV tile
 
       clear(tOrO);

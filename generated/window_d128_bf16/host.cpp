@@ -4,6 +4,7 @@
 #include "fa3gen/host/forward.h"
 
 extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
+
 namespace {
 using fa3gen::host::Tensor;
 
@@ -14,6 +15,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
         .device = kernel,
         .max_keys = fa3gen::host::kAnyKeys,
         .block_m = 128,
+        .block_n = 128,
         .threads = 384,
         .smem_bytes = 229488,
         .cta_per_sm = 1,
@@ -35,6 +37,7 @@ const fa3gen::host::ForwardOp kOp{
     .score_factor = 1.0,
     .score_is_product = true,
     .inputs = {},
+    .lists = nullptr,
     .kernels = kKernels,
 };
 

@@ -19,6 +19,7 @@ from fa3gen.schedule.ranges import KeyBounds, TileRange, key_bounds, row_keys, t
 from fa3gen.spec import symbols
 from fa3gen.spec.formula import parse_mask
 from fa3gen.spec.model import InputSpec
+from fa3gen.spec.symbols import INDICES, scalar_input
 
 BLOCK_M = 8
 LENGTHS = [(1, 1), (5, 13), (16, 16), (8, 0), (21, 6), (19, 30), (3, 40), (33, 33)]
@@ -308,17 +309,21 @@ def test_any_mask(mask: str, lengths: tuple[int, int], block_n: int) -> None:
         check(mask, bounds, rows, lengths, block_n)
 
 
-def test_what_depends_on_heads_or_inputs_bounds_nothing() -> None:
-    inputs = {
-        "doc": InputSpec(shape=("b", "k"), dtype=DType.INT32),
-        "reach": InputSpec(dtype=DType.INT32),
-    }
+INPUTS = {
+    "doc": InputSpec(shape=("b", "k"), dtype=DType.INT32),
+    "reach": InputSpec(dtype=DType.INT32),
+    "far": InputSpec(shape=("h",), dtype=DType.INT32),
+    "prefix": InputSpec(shape=("b",), dtype=DType.INT32),
+    "slope": InputSpec(shape=("h",), dtype=DType.FP32),
+}
 
+
+def test_what_depends_on_inputs_of_positions_bounds_nothing() -> None:
     def bounds(mask: str) -> KeyBounds:
-        return key_bounds(parse_mask(mask, inputs))
+        return key_bounds(parse_mask(mask, INPUTS))
 
     causal = bounds("causal")
-    for mask in ("h < 3", "b != 1", "document(doc)", "window(reach, -1)", "k <= q + hk"):
+    for mask in ("document(doc)", "doc[b, k] < 3", "slope[h] * k < 9", "k <= q + h * reach"):
         unknown = bounds(mask)
         assert (unknown.some_begin, unknown.some_end, unknown.exact) == (None, None, False), mask
         restricted = bounds(f"causal and ({mask})")
@@ -326,6 +331,51 @@ def test_what_depends_on_heads_or_inputs_bounds_nothing() -> None:
         widened = bounds(f"causal or ({mask})")
         assert (widened.some_end, widened.every_end) == (None, causal.every_end), mask
         assert widened.exact, mask
+
+
+SHARED_MASKS = {
+    "window(reach, -1)": lambda q, k, at: (at["reach"] == -1) | (k >= q - at["reach"]),
+    "window(reach, 0)": lambda q, k, at: (k <= q) & ((at["reach"] == -1) | (k >= q - at["reach"])),
+    "causal & (k >= q - far[h])": lambda q, k, at: (k <= q) & (k >= q - at["far"]),
+    "causal | (k < prefix[b])": lambda q, k, at: (k <= q) | (k < at["prefix"]),
+    "k <= q + 2 * hk": lambda q, k, at: k <= q + 2 * at["hk"],
+    "causal & (h < 3)": lambda q, k, at: (k <= q) & (at["h"] < 3),
+    "causal | (b != 1)": lambda q, k, at: (k <= q) | (at["b"] != 1),
+    "k // 8 <= q // 8 + far[h]": lambda q, k, at: k // 8 <= q // 8 + at["far"],
+}
+
+
+@pytest.mark.parametrize("mask", SHARED_MASKS)
+@pytest.mark.parametrize("value", [-(2**31), -70, -1, 0, 1, 5, 33, 2**31 - 1])
+def test_bounds_of_what_a_work_tile_shares(mask: str, value: int) -> None:
+    """Tiles left out keep nothing, tiles taken for whole keep all, for any value of the input."""
+    bounds = key_bounds(parse_mask(mask, INPUTS))
+    assert bounds.exact
+    heads = {"b": 1, "h": 2, "hk": 2}
+    at = {**heads, "reach": value, "far": value, "prefix": value}
+
+    def shared(expr: Any) -> int:
+        tables = {name: torch.tensor([value] * 4) for name in ("far", "prefix")}
+        named = {INDICES[name]: torch.tensor(number) for name, number in heads.items()}
+        scalar = {scalar_input("reach", DType.INT32): torch.tensor(value)}
+        return int(evaluate(expr, {**named, **tables, **scalar}))
+
+    block_n = 16
+    for first, seqlen_q, seqlen_k in ((0, 96, 96), (32, 96, 96), (64, 96, 50), (0, 20, 96)):
+        shift, last = seqlen_k - seqlen_q, min(first + 32, seqlen_q) - 1
+        lengths = (seqlen_q, seqlen_k)
+        tiles = tile_range(bounds, first + shift, last + shift, lengths, block_n, shared)
+        for tile in range(-(-seqlen_k // block_n)):
+            keys = range(tile * block_n, min((tile + 1) * block_n, seqlen_k))
+            kept = [
+                bool(SHARED_MASKS[mask](q + shift, k, at))
+                for q in range(first, last + 1)
+                for k in keys
+            ]
+            if not tiles.begin <= tile < tiles.end:
+                assert not any(kept), (first, lengths, tile, tiles)
+            if tiles.full_begin <= tile < tiles.full_end:
+                assert all(kept) and len(keys) == block_n, (first, lengths, tile, tiles)
 
 
 # --- what a person would have written -------------------------------------------------------------
@@ -487,7 +537,7 @@ def test_unmasked_sides() -> None:
     assert not causal.masks_left
     assert key_bounds(parse_mask("window(5, -1)", {})).masks_left
     assert key_bounds(parse_mask("k % 2 == 0", {})).masks_right  # every tile is masked
-    widened = key_bounds(parse_mask("causal or h > 1", {}))  # all are visited, not all are full
+    widened = key_bounds(parse_mask("causal or k % 2 == 0", {}))  # all are visited, some are full
     assert (widened.some_end, widened.masks_right, widened.masks_left) == (None, True, False)
     nothing = key_bounds(parse_mask("false", {}))
     assert (nothing.some_end, nothing.every_end, nothing.exact) == (0, 0, False)

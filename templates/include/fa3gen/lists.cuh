@@ -14,7 +14,7 @@
 namespace fa3gen {
 
 constexpr int kLanes = 32;
-constexpr int kListWarps = 8;  // of a CTA, which makes one list
+constexpr int kListWarps = 16;  // of a CTA, which makes one list
 
 // The integers that an expression may give, at least and at most. 64 bits: sums of any two of 32 are exact.
 struct Span {

@@ -1,0 +1,66 @@
+// Host side of fa3gen::tree_6208e325: its torch ops, and how its kernels are launched.
+#include <torch/csrc/stable/library.h>
+
+#include "fa3gen/host/forward.h"
+
+extern "C" const unsigned char fa3gen_kernel[];  // kernel.cubin, embedded by cubin.S
+
+namespace {
+using fa3gen::host::Tensor;
+
+fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "tree_forward", 229488);
+// A call takes the first kernel that takes so many keys.
+const fa3gen::host::ForwardKernel kKernels[] = {
+    {
+        .device = kernel,
+        .max_keys = fa3gen::host::kAnyKeys,
+        .block_m = 128,
+        .block_n = 128,
+        .threads = 384,
+        .smem_bytes = 229488,
+        .cta_per_sm = 1,
+        .persistent = true,
+        .claims = true,
+        .longest_first = true,
+        .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
+    },
+};
+
+// What a call gives beside q, k, v.
+const fa3gen::host::InputArgument kInputs[] = {
+    {.name = "tree", .dtype = "int32", .scalar = fa3gen::host::ScalarType::Int, .rank = 2, .axes = {fa3gen::host::kAxisRow, 256}},
+};
+
+const fa3gen::host::ForwardOp kOp{
+    .name = "fa3gen::tree_6208e325",
+    .element = fa3gen::host::bf16,
+    .head_dim_qk = 128,
+    .head_dim_v = 128,
+    .score_factor = 1.0,
+    .score_is_product = true,
+    .inputs = kInputs,
+    .lists = nullptr,
+    .kernels = kKernels,
+};
+
+std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, double scale, Tensor tree_) {
+  return fa3gen::host::forward(kOp, q, k, v, scale, {tree_});
+}
+
+void forward_out(Tensor q, Tensor k, Tensor v, double scale, Tensor tree_, Tensor out, Tensor lse) {
+  fa3gen::host::forward_out(kOp, q, k, v, scale, {tree_}, out, lse);
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
+  m.def("tree_6208e325(Tensor q, Tensor k, Tensor v, float scale, Tensor tree) -> (Tensor, Tensor)");
+  m.def("tree_6208e325_out(Tensor q, Tensor k, Tensor v, float scale, Tensor tree, Tensor(a!) out, Tensor(b!) lse) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
+  m.impl("tree_6208e325", TORCH_BOX(&forward));
+  m.impl("tree_6208e325_out", TORCH_BOX(&forward_out));
+}
