@@ -202,8 +202,11 @@ def bench(
 
     peers, sizes = _peers(against), _numbers(lengths)
     loaded, op = _compiled(spec)
-    if loaded.score != "score":
-        raise UnsupportedError("bench: peers are called without a score formula; give a plain spec")
+    if loaded.score != "score" or loaded.inputs or loaded.sink:
+        raise UnsupportedError(
+            "bench: peers are called without formulas and inputs; give a plain spec, or see "
+            "`python -m fa3gen.bench.variants`"
+        )
     if op.artifact is None:
         raise ToolchainError("bench: needs a Hopper GPU, and torch sees none; see `fa3gen doctor`")
     facts = SpecFacts(

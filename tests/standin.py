@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jinja2
 
+from fa3gen.codegen import view as codegen
 from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMeta
 from fa3gen.dtypes import DType
+from fa3gen.inputs import InputMeta
 from fa3gen.paths import TEMPLATES
 
 META = VariantMeta(
@@ -54,6 +56,17 @@ class LaunchView:
 
 
 @dataclass(frozen=True)
+class InputView:
+    """One input, as the host template reads it."""
+
+    name: str
+    dtype: str
+    scalar: str
+    rank: int
+    axes: str
+
+
+@dataclass(frozen=True)
 class HostView:
     """The host template's one variable."""
 
@@ -61,9 +74,25 @@ class HostView:
     kernels: tuple[LaunchView, ...] = (LaunchView(),)
     score_factor: str = "1.0"
     score_is_product: bool = True
+    inputs: tuple[InputView, ...] = ()
+    parameters: str = ""
+    arguments: str = "{}"
+    schema: str = ""
+    plan_schema: str = ""
+    lists: None = None
 
 
-def render_host(view: HostView) -> str:
+def host_with_inputs(*inputs: InputMeta) -> codegen.HostView:
+    """A host side in the compiler's own words; with a scalar and a table if no inputs are named."""
+    inputs = inputs or (
+        InputMeta("alpha", DType.FP32, ()),
+        InputMeta("relative", DType.BF16, ("b", "hk", 255, "row")),
+    )
+    variant = replace(META, name="inputs", op_name="inputs_00000001", inputs=inputs)
+    return codegen.host_view(variant, (LaunchView(),), 1.0, True, None)
+
+
+def render_host(view: HostView | codegen.HostView) -> str:
     """host.cpp, rendered as codegen does."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -77,9 +106,9 @@ def render_host(view: HostView) -> str:
     return environment.get_template("host/host.cpp.j2").render(host=view)
 
 
-def standin_source(view: HostView | None = None) -> OpSource:
+def standin_source(view: HostView | codegen.HostView | None = None) -> OpSource:
     """The stand-in's text."""
     view = view or HostView()
     text = Path(__file__).with_name("standin.cu").read_text(encoding="utf-8")
     kernels = tuple(KernelSource(kernel.meta, text) for kernel in view.kernels)
-    return OpSource(view.variant, kernels, render_host(view))
+    return OpSource(view.variant, kernels, None, render_host(view))

@@ -138,9 +138,32 @@ def test_check_on_the_interpreter(tmp_path: Path) -> None:
     assert all(result["ok"] for result in results)
 
 
+def test_check_draws_the_inputs_of_a_spec(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "head_dim: 64\nmask: causal & document(doc)\nscore: score + slopes[h] * (k - q)\n"
+        "inputs:\n"
+        "  doc: {shape: [b, k], dtype: int32, example: segments, size: 40}\n"
+        "  slopes: {shape: [h], dtype: fp32}\n"
+    )
+    results = json.loads(run("check", str(spec), "--sizes", "small", "--json").stdout)
+    assert all(result["ok"] for result in results)
+
+
+def test_check_refuses_what_nobody_has_written_by_hand(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("head_dim: 64\nmask: k % 3 == 0\n")
+    assert "no hand-written reference" in run("check", str(spec), code=1).stderr
+
+
 def test_bench_needs_a_gpu() -> None:
     message = run("bench", "causal_d128_bf16", code=1).stderr
     assert "needs a Hopper GPU" in message
+
+
+@pytest.mark.parametrize("spec", ["softcap", "document_causal"])
+def test_bench_is_of_plain_specs(spec: str) -> None:
+    assert "peers are called without formulas" in run("bench", spec, code=1).stderr
 
 
 class TestMachine:

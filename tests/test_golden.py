@@ -19,7 +19,7 @@ SHIPPED = sorted(path.stem for path in SPECS.glob("*.yaml"))
 def test_generated_is_current(name: str) -> None:
     source = render(make_plan(load_spec(name)))
     folder = GENERATED / source.meta.name
-    texts = {f"{kernel.meta.stem}.cu": kernel.text for kernel in source.kernels}
+    texts = {f"{kernel.meta.stem}.cu": kernel.text for kernel in source.units}
     committed = {path.name: path.read_text() for path in folder.iterdir()}
     assert committed == {**texts, "host.cpp": source.host}
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fa3gen.errors import UnsupportedError
+from fa3gen.errors import InputError, UnsupportedError
 from fa3gen.runtime import reference
-from fa3gen.runtime.masks import dense_mask, kept_pairs, window_bounds
+from fa3gen.runtime.masks import Positions, dense_mask, kept_pairs, window_bounds
 from fa3gen.runtime.reference import (
     attention_reference,
     causal_mask,
@@ -19,6 +21,7 @@ from fa3gen.runtime.reference import (
     make_reference,
     math_attention,
     reference_mask,
+    reference_score,
     window_mask,
 )
 
@@ -117,6 +120,14 @@ def test_masks_element_by_element(seqlen_q: int, seqlen_k: int) -> None:
         "window(0,-1)": lambda q, k: k >= q,
         "chunk(2)": lambda q, k: q // 2 == k // 2,
         "causal | prefix(2)": lambda q, k: k <= q or k < 2,
+        "(causal) & (window(1, -1) | chunk(2))": lambda q, k: (
+            k <= q and (k >= q - 1 or q // 2 == k // 2)
+        ),
+        "causal and (q - k) % 2 == 0 or k < 1": lambda q, k: (k <= q and (q - k) % 2 == 0) or k < 1,
+        "(abs(q // 3 - k // 3) <= 1) & (abs(q % 3 - k % 3) <= 1)": lambda q, k: (
+            abs(q // 3 - k // 3) <= 1 and abs(q % 3 - k % 3) <= 1
+        ),
+        "k < seqlen_k - seqlen_q": lambda q, k: k < seqlen_k - seqlen_q,
     }
     for text, rule in rules.items():
         keep = reference_mask(text)
@@ -137,6 +148,160 @@ def test_dense_masks_and_bounds() -> None:
     assert window_bounds("chunk(8)") is None
     with pytest.raises(UnsupportedError, match="no hand-written reference"):
         reference_mask("k % 3 == 0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "causal &", "(causal", "causal)", "k < q", "k < seqlen_k", "causal & nothing", "()"],
+)
+def test_what_nobody_has_written_is_refused(text: str) -> None:
+    with pytest.raises(UnsupportedError, match="no hand-written reference"):
+        reference_mask(text)
+
+
+INPUTS = {
+    "doc": torch.tensor([[3, 3, 4, 4, 4, 7], [0, 1, 1, 1, 2, 2]], dtype=torch.int32),
+    "short": torch.tensor([[0, 0, 1]], dtype=torch.int32),
+    "n": torch.tensor([2, 5], dtype=torch.int32),
+    "reach": torch.tensor(1, dtype=torch.int32),
+    "none": torch.tensor(-1, dtype=torch.int32),
+    "tree": torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0]], dtype=torch.int32),
+    "a": torch.tensor([0.5, -2.0, 1.0, 0.25]),
+    "rel": torch.arange(20.0).view(4, 5),
+    "bias": torch.arange(4 * 4 * 6.0).view(1, 4, 4, 6),
+    "c": torch.tensor(3.0),
+}
+
+
+def clamped(table: Tensor, *indices: int) -> float:
+    places = (min(max(i, 0), n - 1) for i, n in zip(indices, table.shape, strict=True))
+    return table[tuple(places)].item()
+
+
+def numbers(modify: Callable[[Tensor, Positions], Tensor], scores: Tensor) -> list[Any]:
+    """A score function's, or a mask's, values at all places of scores (batch, heads, row, k)."""
+    b, h, row, k = (
+        torch.arange(n).view([-1 if i == axis else 1 for i in range(4)])
+        for axis, n in enumerate(scores.shape)
+    )
+    q = row + scores.shape[3] - scores.shape[2]
+    at = Positions(b=b, h=h, hk=h // 2, row=row, q=q, k=k, inputs=INPUTS)
+    found: list[Any] = modify(scores, at).expand(scores.shape).flatten().tolist()
+    return found
+
+
+def by_hand(rule: Callable[..., Any], scores: Tensor) -> list[Any]:
+    places = itertools.product(*map(range, scores.shape))
+    offset = scores.shape[3] - scores.shape[2]
+    return [rule(scores[at].item(), *at, at[2] + offset) for at in places]
+
+
+@pytest.mark.parametrize("seqlen_q", [4, 6])
+def test_masks_of_inputs_element_by_element(seqlen_q: int) -> None:
+    scores = torch.zeros(2, 4, seqlen_q, 5)
+    rules: dict[str, Callable[..., bool]] = {
+        "causal & document(doc)": lambda s, b, h, row, k, q: (
+            k <= q and clamped(INPUTS["doc"], b, q) == clamped(INPUTS["doc"], b, k)
+        ),
+        "document(short)": lambda s, b, h, row, k, q: (
+            clamped(INPUTS["short"], 0, q) == clamped(INPUTS["short"], 0, k)
+        ),
+        "causal | (k < n[b])": lambda s, b, h, row, k, q: k <= q or k < (2, 5)[b],
+        "window(reach, none)": lambda s, b, h, row, k, q: k >= q - 1,
+        "window(none, reach)": lambda s, b, h, row, k, q: k <= q + 1,
+        "prefix(reach)": lambda s, b, h, row, k, q: k < 1,
+        "tree[row, k - (seqlen_k - seqlen_q)] > 0": lambda s, b, h, row, k, q: (
+            clamped(INPUTS["tree"], row, k - (q - row)) > 0
+        ),
+    }
+    for text, rule in rules.items():
+        keep = reference_mask(text)
+        kept = numbers(lambda s, at, keep=keep: keep(at), scores)  # type: ignore[misc]
+        assert kept == by_hand(rule, scores), text
+        pairs = kept_pairs(keep, seqlen_q, 5, batch=2, inputs=INPUTS)
+        assert 4 * pairs == sum(kept), text
+
+
+def test_pairs_of_batches_that_keep_the_same() -> None:
+    assert kept_pairs(reference_mask("causal"), 4, 4, batch=3) == 30
+    assert kept_pairs(reference_mask("full"), 4, 4, batch=3) == 48
+    assert kept_pairs(reference_mask("causal"), 4, 4, batch=0) == 0
+
+
+def test_scores_element_by_element() -> None:
+    scores = torch.randn(2, 4, 4, 6, dtype=torch.float64)
+    a, rel, bias = (INPUTS[name] for name in ("a", "rel", "bias"))
+    rules: dict[str, Callable[..., float]] = {
+        "5 * tanh(score / 5)": lambda s, b, h, row, k, q: 5 * math.tanh(s / 5),
+        "c * tanh(score / c)": lambda s, b, h, row, k, q: 3 * math.tanh(s / 3),
+        "2.5 * score": lambda s, b, h, row, k, q: 2.5 * s,
+        "score * c": lambda s, b, h, row, k, q: 3 * s,
+        "score + (k - q) / 8": lambda s, b, h, row, k, q: s + (k - q) / 8,
+        "score + a[h] * (k - q)": lambda s, b, h, row, k, q: s + a[h].item() * (k - q),
+        "score - a[h] * abs(q - k)": lambda s, b, h, row, k, q: s - a[h].item() * abs(q - k),
+        "score + rel[h, k - q + 2]": lambda s, b, h, row, k, q: s + clamped(rel, h, k - q + 2),
+        "score + bias[b, h, row, k]": lambda s, b, h, row, k, q: s + clamped(bias, b, h, row, k),
+    }
+    for text, rule in rules.items():
+        modify = reference_score(text)
+        assert modify is not None
+        assert numbers(modify, scores) == pytest.approx(by_hand(rule, scores)), text
+    assert reference_score(" score ") is None
+    for text in (
+        "5 * tanh(score / 6)",
+        "a * tanh(score / c)",
+        "score + q[h] * (k - q)",
+        "score + 1",
+    ):
+        with pytest.raises(UnsupportedError, match="no hand-written reference"):
+            reference_score(text)
+
+
+@pytest.mark.parametrize("block", [50, 1 << 26])
+def test_inputs_and_sinks_agree_with_torch(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_BLOCK", block)
+    q, k, v = draw((2, 4, 2, 12, 9, 8, 8))
+    keep = causal_mask(12, 9)
+    inputs = {"bias": torch.randn(2, 4, 12, 9, dtype=torch.float64), "n": torch.tensor([2, 5])}
+    sink = torch.tensor([0.5, -2.0, 3.0, -math.inf], dtype=torch.float64)
+    modify = reference_score("score + bias[b, h, row, k]")
+    out, lse = attention_reference(q, k, v, keep, 0.3, modify=modify, inputs=inputs, sink=sink)
+
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
+    keys, values = (x.repeat_interleave(2, dim=1) for x in (keys, values))
+    scores = (queries @ keys.mT * 0.3 + inputs["bias"]).masked_fill(~keep, -math.inf)
+    scores = torch.cat((sink.view(1, 4, 1, 1).expand(2, 4, 12, 1), scores), -1)
+    weights = scores.softmax(-1).nan_to_num()[..., 1:]
+    torch.testing.assert_close(out, (weights @ values).transpose(1, 2))
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
+    assert (out[:, :3] == 0).all()
+    assert (lse[:, :, 0] == sink).all()
+    again = math_attention(q, k, v, keep, 0.3, modify, inputs=inputs, sink=sink)
+    torch.testing.assert_close(again, out, rtol=1e-5, atol=1e-5)  # the written steps are in fp32
+    plain = attention_reference(q, k, v, keep, 0.3, inputs=inputs)[1]
+    assert (plain[:, :, 0] == -math.inf).all()
+
+
+def test_rows_without_keys_have_the_sink_as_their_lse() -> None:
+    q, k, v = draw((1, 2, 1, 5, 3, 8, 8), dtype=torch.bfloat16)
+    sink = torch.tensor([0.5, -1.0])
+    judge = make_reference(q, k, v, causal_mask(5, 3), sink=sink)
+    out, lse = attention_reference(q, k, v, causal_mask(5, 3), sink=sink)
+    assert judge.compare(out.bfloat16(), lse.float()).ok
+    out[0, 0] = 1e-30
+    assert "1 rows" not in (problem := str(judge.compare(out.bfloat16(), lse.float()).problems))
+    assert "2 rows without keys are not zero" in problem
+    lse[0, :, 0] = -math.inf
+    assert "lse of 2 rows is off" in str(judge.compare(out.bfloat16(), lse.float()).problems)
+    empty = attention_reference(q, k[:, :0], v[:, :0], sink=sink)
+    assert (empty[0] == 0).all()
+    assert (empty[1] == sink.view(1, 2, 1)).all()
+
+
+def test_an_input_that_is_missing_is_named() -> None:
+    q, k, v = draw(SHAPES[0])
+    with pytest.raises(InputError, match="doc: missing, and the mask or the score names it"):
+        attention_reference(q, k, v, reference_mask("document(doc)"))
 
 
 def rounded_kernel(

@@ -102,7 +102,9 @@ def _print(expr: sympy.Basic, name: Names) -> tuple[str, int]:
     if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
         return " * ".join([at(expr.base, _PRODUCT + 1)] * int(expr.exp)), _PRODUCT
     if isinstance(expr, Where):
-        condition, yes, no = (at(part, _OR) for part in expr.args)
+        yes, no = (at(part, _OR) for part in expr.args[1:])
+        exact = _is_exact(expr.args[0])
+        condition = at(expr.args[0], _OR) if exact else _condition(expr.args[0], name)
         return f"{condition} ? {yes} : {no}", _CONDITIONAL
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
 
@@ -243,8 +245,9 @@ def _condition(expr: sympy.Basic, name: Names) -> str:
         joiner = " && " if isinstance(expr, sympy.And) else " || "
         return f"({joiner.join(sorted(_condition(part, name) for part in expr.args))})"
     if type(expr) in _RELATIONS:
-        left, right = (_real(part, name) for part in expr.args)
-        return f"({left[0]} {_RELATIONS[type(expr)][0]} {right[0]})"
+        sides = (_real(part, name) for part in expr.args)
+        left, right = (text if level > _COMPARE else f"({text})" for text, level in sides)
+        return f"({left} {_RELATIONS[type(expr)][0]} {right})"
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
 
 

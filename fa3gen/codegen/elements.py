@@ -119,7 +119,7 @@ class KernelNames(Names):
         if name in self.inputs:
             meta = self.inputs[name]
             return self._bound(f"fa3gen::look_up<{_TYPES[meta.dtype]}>(params.inputs.{name}_)")
-        return runtime_name(name)
+        return runtime_name(name.removeprefix("_"))
 
     def type_of(self, name: str) -> str:
         """The C++ type of an input's elements."""
@@ -140,7 +140,7 @@ class KernelNames(Names):
 
     def field(self, part: Part) -> str:
         """A part's name in the struct that has it."""
-        return "bias" if part.symbol.name == self.base else str(part.symbol.name)
+        return "bias" if part.symbol.name == self.base else _spelled(part.symbol)
 
     def lookup(self, table: AppliedUndef, indices: list[str]) -> str:
         """An element of an input; indices that may leave it are clamped."""
@@ -165,6 +165,11 @@ class KernelNames(Names):
 
     def _bound(self, text: str) -> str:
         return f"fa3gen::bounded({text})" if self.bounded else text
+
+
+def _spelled(symbol: Any) -> str:
+    """A part's symbol without what sets it apart from inputs."""
+    return str(symbol.name).removeprefix("_")
 
 
 _HEADS = ("b", "h", "hk")  # indices that never leave a tensor
@@ -253,7 +258,7 @@ def far_view(far: FarForm, inputs: Sequence[InputMeta]) -> FarView:
     elements = elements_view("FarScore", comment, staged, inputs)
     lookups = tuple(
         FarLookupView(
-            name=one.symbol.name,
+            name=_spelled(one.symbol),
             least=print_cpp(one.least, names),
             most=print_cpp(one.most, names),
             last=one.last,

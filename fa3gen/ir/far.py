@@ -56,7 +56,7 @@ def far_form(form: ScoreForm, inputs: Sequence[InputMeta]) -> FarForm | None:
     metas = {meta.name: meta for meta in inputs}
     whole = form.factor * form.core + form.bias
     tables = sorted((t for t in whole.atoms(AppliedUndef) if _is_of_element(t)), key=str)
-    found = [_far(table, f"far{i}", metas) for i, table in enumerate(tables)]
+    found = [_far(table, f"_far{i}", metas) for i, table in enumerate(tables)]
     lookups = tuple(one for one in found if one is not None)
     if not lookups or len(lookups) != len(tables):
         return None

@@ -2,9 +2,9 @@
 
 ::
 
-    score + slopes[h] * (k - q)       work    w0 = slopes[h] log2(e), w1 = scale log2(e)
+    score + slopes[h] * (k - q)       work    w0 = slopes[h] log2(e)
                                       base    b0 = w0 * (k - q), at a thread's first key of a tile
-                                      element product * w1 + (w0 * offset + b0)
+                                      element product * scale log2(e) + (w0 * offset + b0)
     doc[b, q] == doc[b, k]            row     r0 = doc[b, q]
                                       column  c0 = doc[b, k]
                                       element r0 == c0
@@ -125,7 +125,7 @@ class _Stager:
             inner = self._within(expr, rate)
             count = sum(part.rate is rate for part in self.parts)
             kind = {"integer": True} if expr.is_integer else {"real": True}
-            symbol = sympy.Symbol(f"{_PREFIX[rate]}{count}", **kind)
+            symbol = sympy.Symbol(f"_{_PREFIX[rate]}{count}", **kind)  # no input is called so
             self.parts.append(Part(symbol, rate, inner))
             self.known[rate, expr] = symbol
         return self.known[rate, expr]
@@ -212,7 +212,7 @@ class _Stager:
         if (Rate.BASE, expr) not in self.known:
             inner = self._within(expr, Rate.BASE)
             count = sum(part.rate is Rate.BASE for part in self.parts)
-            symbol = sympy.Symbol(f"b{count}", real=True)
+            symbol = sympy.Symbol(f"_b{count}", real=True)
             self.parts.append(Part(symbol, Rate.BASE, inner))
             self.known[Rate.BASE, expr] = symbol
         return self.known[Rate.BASE, expr]
@@ -238,6 +238,9 @@ class _Stager:
             return self.part(expr, rate)
         if self._is_pair(expr):
             return self.part(expr, Rate.PAIR)
+        if isinstance(expr, Where):
+            condition, *branches = expr.args
+            return Where(self.condition(condition), *map(self.integer, branches))
         return expr.func(*map(self.integer, expr.args)) if expr.args else expr
 
     def _is_pair(self, expr: Any) -> bool:
@@ -260,6 +263,8 @@ class _Stager:
 
 def _slower(rate: Rate, than: Rate) -> bool:
     """Whether a part changes more seldom."""
+    if than in (Rate.BASE, Rate.PAIR):  # which keys share
+        return rate in (Rate.WORK, Rate.ROW)
     order = {Rate.WORK: 0, Rate.ROW: 1, Rate.COLUMN: 1, Rate.BASE: 2, Rate.PAIR: 2, Rate.ELEMENT: 2}
     return order[rate] < order[than]
 

@@ -16,7 +16,17 @@ import sympy
 from sympy.core.relational import Relational
 
 from fa3gen.schedule.integers import extent, floor_div, is_integer_form, is_shared, terms
-from fa3gen.schedule.key_sets import ALL, NONE, UNKNOWN, Interval, KeySet, both, either, solution
+from fa3gen.schedule.key_sets import (
+    ALL,
+    NONE,
+    UNKNOWN,
+    Interval,
+    KeySet,
+    all_if,
+    both,
+    either,
+    solution,
+)
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where, negate
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import q as Q
@@ -151,9 +161,7 @@ def _solved(difference: Any, slope: int) -> KeySet:
     if slope < 0:
         return solution(Interval(floor_div(rest - slope - 1, -slope), None))
     if Q not in rest.free_symbols:  # a work tile's condition: then both ends follow from it
-        everything = sympy.Le(rest, 0)
-        begin, end = (Where(everything, x, y) for x, y in ((0, SEQLEN_K), (SEQLEN_K, 0)))
-        return solution(Interval(begin, end))
+        return all_if(sympy.Le(rest, 0))
     coefficients = terms(rest) or {}  # all keys where g(q) <= 0, none elsewhere
     constant = coefficients.pop(sympy.S.One, 0)
     condition = sympy.Le(rest - constant, -constant)

@@ -310,6 +310,9 @@ def bound_at_its(most: bool, bound: Any) -> Any | None:
     if not isinstance(bound, Where):
         return _saturated(_at_its(most, bound))
     condition, larger, smaller = bound.args
+    if Q not in condition.free_symbols:  # of the whole work tile
+        branches = [bound_at_its(most, branch) for branch in (larger, smaller)]
+        return None if None in branches else Where(condition, *branches)
     holds_more = most == isinstance(condition, sympy.Ge)  # for a larger left side
     left = _at_its(holds_more, condition.lhs)
     if not (_fits(left) and _fits(condition.rhs)):

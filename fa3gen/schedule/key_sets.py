@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -22,6 +22,8 @@ from fa3gen.schedule.integers import (
     joined,
     never_above,
 )
+from fa3gen.spec.symbols import Where
+from fa3gen.spec.symbols import seqlen_k as SEQLEN_K
 
 __all__ = [
     "ALL",
@@ -29,6 +31,7 @@ __all__ = [
     "UNKNOWN",
     "Interval",
     "KeySet",
+    "all_if",
     "both",
     "either",
     "of_every_row",
@@ -52,17 +55,46 @@ class KeySet:
     """Where a condition holds in a row.
 
     It holds for no key outside ``outer`` (None: for none at all) and for every key of each interval
-    in ``inner``.
+    in ``inner``; of a ``condition`` that a work tile shares, for all keys or none.
     """
 
     outer: Interval | None
     inner: tuple[Interval, ...]
+    condition: Any | None = None
 
 
 _EVERYTHING = Interval(None, None)
 ALL = KeySet(_EVERYTHING, (_EVERYTHING,))
 NONE = KeySet(None, ())
 UNKNOWN = KeySet(_EVERYTHING, ())
+
+
+def all_if(condition: Any) -> KeySet:
+    """All keys where a work tile's condition holds, else none."""
+    return replace(_chosen(condition, ALL, NONE), condition=condition)
+
+
+def _chosen(condition: Any, yes: KeySet, no: KeySet) -> KeySet:
+    """One set or the other, as a work tile's condition says; neither has many intervals inside."""
+    outer = _either_interval(condition, yes.outer, no.outer)
+    inner = [
+        _either_interval(condition, one, other)
+        for one in yes.inner or (None,)
+        for other in no.inner or (None,)
+    ]
+    return KeySet(outer, _largest(inner))
+
+
+def _either_interval(condition: Any, yes: Interval | None, no: Interval | None) -> Interval:
+    """An interval of keys whose bounds a condition chooses; None: no keys."""
+    if yes == no and yes is not None:
+        return yes
+    nothing = Interval(SEQLEN_K, sympy.S.Zero)
+    one, other = yes or nothing, no or nothing
+    begins = (sympy.S.Zero if x.begin is None else x.begin for x in (one, other))
+    ends = (SEQLEN_K if x.end is None else x.end for x in (one, other))
+    begin, end = Where(condition, *begins), Where(condition, *ends)
+    return Interval(begin if begin != 0 else None, end if end != SEQLEN_K else None)
 
 
 def solution(interval: Interval) -> KeySet:
@@ -75,9 +107,16 @@ def solution(interval: Interval) -> KeySet:
 def both(sets: Iterable[KeySet]) -> KeySet:
     """Where all of several conditions hold."""
     result = ALL
-    for other in sets:
-        if result.outer is None or other.outer is None:
+    for other in sorted(sets, key=_is_conditional):
+        if other.outer is None:
             return NONE
+        if result == ALL:
+            result = other
+            continue
+        if other.condition is not None:
+            result = _chosen(other.condition, result, NONE)
+            continue
+        assert result.outer is not None  # an empty set has ended the loop
         outer = _intersection(result.outer, other.outer)
         if not _may_hold_keys(outer):
             return NONE
@@ -90,13 +129,24 @@ def both(sets: Iterable[KeySet]) -> KeySet:
 def either(sets: Iterable[KeySet]) -> KeySet:
     """Where one of several conditions holds."""
     result = NONE
-    for other in sets:
+    for other in sorted(sets, key=_is_conditional):
+        if result == NONE:
+            result = other
+            continue
+        if other.condition is not None:
+            result = _chosen(other.condition, ALL, result)
+            continue
         inner = _merged([*result.inner, *other.inner])
         if result.outer is None or other.outer is None:
             result = KeySet(result.outer or other.outer, inner)
         else:
             result = KeySet(_hull(result.outer, other.outer), inner)
     return result
+
+
+def _is_conditional(one: KeySet) -> bool:
+    """Whether it holds for all keys or none: such sets are joined last, to what there is then."""
+    return one.condition is not None
 
 
 def over_tile(interval: Interval, outward: bool) -> Interval | None:

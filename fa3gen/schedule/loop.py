@@ -79,7 +79,6 @@ def steady_step(schedule: Schedule) -> Step | None:
         schedule.graph,
         budget,
         loop_rates(tiling.maxima),
-        masked=not schedule.bounds.guessable,
         patterns=_patterns(schedule),
     )
 

@@ -439,10 +439,9 @@ def _kv_tiles(
 
     if bounds.masks_right or not depth:
         loop(Segment.RIGHT, True)
-    if bounds.guessable:
-        loop(Segment.FULL, False)
-        if bounds.masks_left:
-            loop(Segment.LEFT, True)
+    loop(Segment.FULL, False)
+    if bounds.masks_left:
+        loop(Segment.LEFT, True)
     emit.append(*release)  # every product that reads Q has retired
     if depth:
         _drain(emit, schedule, turn)

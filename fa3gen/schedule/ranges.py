@@ -68,11 +68,6 @@ class KeyBounds:
         """Whether tiles that need the mask are visited after those that need none."""
         return not self.listed and (self.some_begin is not None or self.every_begin is not None)
 
-    @property
-    def guessable(self) -> bool:
-        """Whether there may be tiles that need no mask."""
-        return self.exact or self.listed
-
 
 @dataclass(frozen=True)
 class TileRange:

@@ -31,7 +31,7 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds, spare: int = 0) -> tup
     """Tile sizes and knobs of a spec, and what the tile was weighed against; ScheduleError with the
     budget if what it asks cannot fit. ``spare``: registers that a thread shall have left over."""
     knobs = spec.schedule
-    _check_supported(spec, bounds)
+    _check_supported(spec)
     overlap = knobs.overlap or 2
     persistence = _persistence(spec, bounds)
     stages = knobs.pipeline_depth or 2
@@ -131,20 +131,15 @@ def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
     knobs = spec.schedule
     if knobs.maxima is not None:
         return knobs.maxima
-    able = bounds.guessable and knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
+    able = knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
     if able and whole_share(bounds) > _MOSTLY:
         return Maxima.SPECULATIVE
     large = spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS
     return Maxima.LAZY if large else Maxima.EXACT
 
 
-def _check_speculative(spec: AttentionSpec, bounds: KeyBounds) -> None:
-    """Refuse what leaves speculation no tile that needs no mask, or has no Program with it."""
-    if not bounds.guessable:
-        raise UnsupportedError(
-            "schedule.maxima: speculative needs KV tiles that are known to be kept whole, and this "
-            "mask's are not; use exact or lazy"
-        )
+def _check_speculative(spec: AttentionSpec) -> None:
+    """Refuse what has no Program with speculation."""
     knobs = spec.schedule
     if knobs.overlap == 3 or knobs.p_operand is POperand.SHARED:
         raise UnsupportedError(
@@ -153,7 +148,7 @@ def _check_speculative(spec: AttentionSpec, bounds: KeyBounds) -> None:
         )
 
 
-def _check_supported(spec: AttentionSpec, bounds: KeyBounds) -> None:
+def _check_supported(spec: AttentionSpec) -> None:
     """Refuse combinations of knobs that have no Program, each for its reason."""
     knobs = spec.schedule
     if knobs.pingpong and knobs.overlap == 1:
@@ -167,7 +162,7 @@ def _check_supported(spec: AttentionSpec, bounds: KeyBounds) -> None:
             "released its K, so that K needs 2 stages or more (got 1)"
         )
     if knobs.maxima is Maxima.SPECULATIVE:
-        _check_speculative(spec, bounds)
+        _check_speculative(spec)
     claims = knobs.persistent is not None and knobs.persistent.value == "dynamic"
     if knobs.warp_specialized is False and claims:
         raise UnsupportedError(

@@ -40,6 +40,11 @@ from fa3gen.spec.load import load_spec
 
 Happening = tuple[Any, ...]
 
+INPUTS = {
+    "doc": {"shape": ["b", "k"], "dtype": "int32"},
+    "reach": {"shape": ["h"], "dtype": "int32"},
+    "slopes": {"shape": ["h"], "dtype": "fp32"},
+}
 KNOBS: dict[str, dict[str, Any]] = {
     "window": {"mask": "window(100, 20)"},
     "overlap 1": {"mask": "causal", "schedule": {"overlap": 1}},
@@ -49,6 +54,31 @@ KNOBS: dict[str, dict[str, Any]] = {
         "schedule": {"maxima": "lazy"},
     },
     "formula, overlap 3": {"score": "exp(score)", "schedule": {"overlap": 3}},
+    "biased, speculative": {"mask": "causal", "score": "score + (k - q) / 16"},
+    "elements": {"mask": "(q - k) % 3 == 0"},
+    "inputs, speculative": {
+        "mask": "causal | document(doc)",
+        "score": "score + slopes[h] * (k - q)",
+        "inputs": INPUTS,
+        "schedule": {"maxima": "speculative"},
+    },
+    "inputs, by rows": {
+        "mask": "causal & (k >= q - reach[h])",
+        "score": "score + slopes[h] * (k - q)",
+        "inputs": INPUTS,
+    },
+    "inputs, listed": {
+        "mask": "causal & document(doc)",
+        "score": "score + slopes[h] * (k - q)",
+        "inputs": INPUTS,
+        "schedule": {"maxima": "speculative"},
+    },
+    "inputs, lazy": {
+        "mask": "document(doc)",
+        "score": "score * slopes[h]",
+        "inputs": INPUTS,
+        "schedule": {"maxima": "lazy", "overlap": 3},
+    },
     "overlap 3": {"mask": "window(100, 20)", "schedule": {"overlap": 3}},
     "overlap 3, full": {"schedule": {"overlap": 3, "pipeline_depth": 3}},
     "P shared": {"mask": "causal", "schedule": {"p_operand": "shared"}},
@@ -104,6 +134,10 @@ def meant(event: Event, work: list[TileRange]) -> Happening | None:
             return ("mask", index())
         case Calc(kind=CalcKind.SCORE):
             return ("score", index())
+        case Calc(kind=CalcKind.SPECULATE_SCORE):
+            return ("speculate_scores", index())
+        case Calc(kind=CalcKind.ROWS):
+            return ("rows",)
         case Calc(kind=CalcKind.SHIFT | CalcKind.EXP2 as kind, keys=(begin, end)):
             name = "shift" if kind is CalcKind.SHIFT else "raise"
             return (name, begin // 4, end // 4)  # 4 lanes share a row
@@ -118,20 +152,29 @@ def meant(event: Event, work: list[TileRange]) -> Happening | None:
     return None
 
 
-def spelled(happening: Happening, overshot: bool, formula: bool) -> list[Happening]:
+def spelled(happening: Happening, overshot: bool, structs: tuple[str, ...]) -> list[Happening]:
     """What the text shows of a computation that it spells out: what is done again is a step with
-    exact maxima."""
+    exact maxima, and what is kept of rows are the structs of the formula and of the mask."""
+    if happening[0] == "rows":
+        return [("rows", name) for name in structs]
     if happening[0] != "redo":
         return [happening]
     if not overshot:
         return [("add_tile_sum",)]
     again = ("update_max", "rescale", "exponentiate", "update_sum", "convert")
-    score = [("score", happening[1])] if formula else []
+    score = [("score", happening[1])] if "Score" in structs else []
     return [happening, *score, *((name,) for name in again)]
 
 
 # --- the text -------------------------------------------------------------------------------------
 
+
+def _index(text: str, n: int) -> int:
+    """A KV tile's index; of listed tiles, their place in the list."""
+    return int(eval(text, {"n": n, "kv": SimpleNamespace(tile=lambda place: place)}))
+
+
+_INDEX = r"(n|\(n [+-] \d+\)|kv\.tile\(n(?: [+-] \d+)?\)) \* kBlockN"  # of a KV tile
 _FORMS = [
     (r"wait_barrier\((\w+)\[", lambda m, n: ("Wait", m[1])),
     (r"expect_bytes\((\w+)\[", lambda m, n: ("Expect", m[1])),
@@ -140,27 +183,32 @@ _FORMS = [
     (r"named_arrive\((\w+)_barrier", lambda m, n: ("NamedArrive", m[1])),
     (r"tma_load<.*tma_q,", lambda m, n: ("Load", "q", None)),
     (
-        r"tma_load<.*tma_(\w),.*, (n|\(n [+-] \d+\)) \* kBlockN",
-        lambda m, n: ("Load", m[1], eval(m[2], {"n": n})),
+        r"tma_load<.*tma_(\w),.*, " + _INDEX,
+        lambda m, n: ("Load", m[1], _index(m[2], n)),
     ),
     (r"issue_gemm\w*<Product(\w+),", lambda m, n: ("Gemm", m[1])),
     (r"wgmma_wait<(\d)>", lambda m, n: ("WgmmaWait", int(m[1]))),
     (
-        r"mask_(?:scores|rows<\w+>)\(.*, (n|\(n [+-] \d+\)) \* kBlockN",
-        lambda m, n: ("mask", eval(m[1], {"n": n})),
+        r"mask_(?:scores|rows<\w+>)\(.*, " + _INDEX,
+        lambda m, n: ("mask", _index(m[1], n)),
     ),
     (r"fa3gen::(convert|speculate)<Element>\((?:tSr|scores)", lambda m, n: (m[1],)),
     (
-        r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize|add_sum|add_tile_sum)\(",
+        r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize|add_sum|add_tile_sum)(?:_with_sink)?\(",
         lambda m, n: (m[1],),
     ),
     (
-        r"modify_scores\(.*, (n|\(n [+-] \d+\)) \* kBlockN",
-        lambda m, n: ("score", eval(m[1], {"n": n})),
+        r"modify_scores\(.*, " + _INDEX,
+        lambda m, n: ("score", _index(m[1], n)),
     ),
     (
-        r"fa3gen::recompute_scores<.*, (n|\(n [+-] \d+\)) \* kBlockN",
-        lambda m, n: ("redo", eval(m[1], {"n": n})),
+        r"speculate_scores<.*, " + _INDEX,
+        lambda m, n: ("speculate_scores", _index(m[1], n)),
+    ),
+    (r"^(\w+) const \w+\(tile, first_row\(tile\), params\)", lambda m, n: ("rows", m[1])),
+    (
+        r"fa3gen::recompute_scores<.*, " + _INDEX,
+        lambda m, n: ("redo", _index(m[1], n)),
     ),
     (r"fa3gen::(shift|raise)<(\d+), (\d+)>\(", lambda m, n: (m[1], int(m[2]), int(m[3]))),
     (r"store_operand<", lambda m, n: ("StageOut", "P")),
@@ -291,7 +339,9 @@ def role_text(kernel: str, role: str) -> str:
     if role == "producer":
         start = kernel.index("if (threadIdx.x == 0) {", kernel.index("// TMA warpgroup"))
         return kernel[kernel.index("{", start) + 1 :]
-    start = kernel.index("auto const kept")
+    start = kernel.index("auto const first_row")
+    if "auto const kept" in kernel:
+        start = kernel.index("auto const kept")
     return kernel[kernel.index("};", start) + 2 :]
 
 
@@ -301,6 +351,8 @@ def test_the_text_does_what_the_program_says(name: str) -> None:
     program = lower(schedule)
     kernel = render((schedule,)).kernels[0].text
     right = schedule.bounds.masks_right
+    structs = tuple(re.findall(r"^struct (Score|Mask) ", kernel, re.MULTILINE))
+    assert ("Score" in structs) == (not program.score.plain)
     for tiles in range(8):
         full_end = max(tiles - (2 if right else 1), 0)
         shape = TileRange(0, min(1, full_end), full_end, tiles)
@@ -318,9 +370,5 @@ def test_the_text_does_what_the_program_says(name: str) -> None:
                 said = list(walk.run(parsed(role_text(kernel, role.name))))
                 events = flatten(program, role, instance, work)
                 happenings = [h for h in (meant(event, work) for event in events) if h is not None]
-                wanted = [
-                    part
-                    for h in happenings
-                    for part in spelled(h, overshot, not program.score.plain)
-                ]
+                wanted = [part for h in happenings for part in spelled(h, overshot, structs)]
                 assert said == wanted, (name, tiles, role.name, instance)

@@ -13,9 +13,10 @@ import pytest
 import sympy
 import torch
 
-from fa3gen.codegen.cpp import print_cpp, print_cpp_real
+from fa3gen.codegen.cpp import Names, print_cpp, print_cpp_real
+from fa3gen.codegen.elements import runtime_name
 from fa3gen.errors import RenderError
-from fa3gen.schedule.integers import compiled
+from fa3gen.schedule.integers import TYPICAL, compiled
 from fa3gen.schedule.interpret import evaluate
 from fa3gen.schedule.ranges import key_bounds
 from fa3gen.spec.formula import parse_mask, parse_score
@@ -96,6 +97,8 @@ LONG_MASKS = [
     "4 * k == 8 - 8 * q",
 ]
 
+NAMES = Names(runtime_name)
+
 PRELUDE = """\
 #include <algorithm>
 #include <cstdio>
@@ -144,10 +147,6 @@ def run(
     printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
     values = [int(line) for line in printed.split()]
     return [values[i * len(calls) : (i + 1) * len(calls)] for i in range(len(texts))]
-
-
-def runtime_name(symbol: str) -> str:
-    return f"params.{symbol}" if symbol in ("seqlen_q", "seqlen_k") else symbol
 
 
 def in_cpp(text: str) -> str:
@@ -223,7 +222,7 @@ def test_bounds_of_long_sequences_stay_within_int32(tmp_path: Path) -> None:
     for end, cpp, values in zip(
         ends, printed, run(tmp_path, signature, printed, tiles), strict=True
     ):
-        assert values == [compiled(end)(tile) for tile in tiles], f"{end}: {cpp}"
+        assert values == [compiled(end)(tile, TYPICAL) for tile in tiles], f"{end}: {cpp}"
         assert max(values) < 2**31 - 256, f"not to be rounded up to a tile: {cpp}"
 
 

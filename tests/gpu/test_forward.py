@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fa3gen.check import Case, cases, limits_of, run_case
+from fa3gen.check import Case, Variant, cases, limits_of, run_case
 
 
 def _kernels() -> list[tuple[str, str | None]]:
@@ -80,7 +80,6 @@ def test_score_formulas(score: str, maxima: str) -> None:
     spec = {"head_dim": 64, "mask": "causal", "score": score, "schedule": {"maxima": maxima}}
     op = fa3gen.compile({"name": "check_score", **spec})
     for case in cases("large"):
-        result = run_case(
-            op, "causal", case, device="cuda", head_dims=(64, 64), calls=3, score_text=score
-        )
+        variant = Variant("causal", score)
+        result = run_case(op, variant, case, device="cuda", head_dims=(64, 64), calls=3)
         assert result.ok, result

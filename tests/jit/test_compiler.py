@@ -24,6 +24,14 @@ def test_real_build(standin_artifact: Artifact) -> None:
     standin_artifact.verify_library()
 
 
+def test_real_build_with_inputs(inputs_artifact: Artifact) -> None:
+    """The host's checks of inputs are compiled; the kernel takes them behind its parameters."""
+    host = (inputs_artifact.directory / "host.cpp").read_text()
+    assert "Tensor alpha_, Tensor relative_" in host
+    assert [meta.name for meta in inputs_artifact.inputs] == ["alpha", "relative"]
+    inputs_artifact.verify_library()
+
+
 def test_manifest_says_what_was_built(scripted, tmp_path: Path) -> None:
     artifact = build(standin_source(), tmp_path / "out", scripted.toolchain)
     assert artifact == Artifact.read(tmp_path / "out")

@@ -12,6 +12,7 @@ import pytest
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
+from fa3gen.inputs import InputMeta
 from fa3gen.runtime.artifact import Artifact, KernelFacts, file_sha256
 
 
@@ -25,6 +26,12 @@ def artifact(tmp_path: Path) -> Artifact:
         dtype=DType.FP16,
         head_dim_qk=192,
         head_dim_v=128,
+        inputs=(
+            InputMeta("alpha", DType.FP32, ()),
+            InputMeta("relative", DType.BF16, ("h", 255)),
+            InputMeta("segments", DType.INT32, ("b", "k")),
+        ),
+        listed=True,
         kernels=(
             KernelFacts("causal_kernel_to_512", 512, 128, 64, 384, 82_000, 80, 0),
             KernelFacts("causal_kernel", None, 128, 112, 384, 200_000, 168, 0),
@@ -66,13 +73,37 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_other_format(artifact: Artifact) -> None:
     edit(artifact, format=0)
-    with pytest.raises(InputError, match=r"format must be 2 \(got 0\)"):
+    with pytest.raises(InputError, match=r"format must be 3 \(got 0\)"):
         Artifact.read(artifact.directory)
 
 
 def test_unknown_key(artifact: Artifact) -> None:
     edit(artifact, colour="red")
     with pytest.raises(InputError, match="keys missing or unknown: colour"):
+        Artifact.read(artifact.directory)
+
+
+def test_inputs_are_written_out(artifact: Artifact) -> None:
+    manifest = json.loads((artifact.directory / "artifact.json").read_text())
+    assert manifest["inputs"] == [
+        {"name": "alpha", "dtype": "fp32", "shape": []},
+        {"name": "relative", "dtype": "bf16", "shape": ["h", 255]},
+        {"name": "segments", "dtype": "int32", "shape": ["b", "k"]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"inputs must be a list \(got \{\}\)"),
+        ([{"name": "alpha", "shape": []}], "keys missing or unknown: dtype"),
+        (["alpha"], "keys missing or unknown: dtype, name, shape"),
+    ],
+    ids=str,
+)
+def test_damaged_inputs(artifact: Artifact, inputs: Any, message: str) -> None:
+    edit(artifact, inputs=inputs)
+    with pytest.raises(InputError, match=message):
         Artifact.read(artifact.directory)
 
 

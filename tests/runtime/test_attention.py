@@ -233,21 +233,21 @@ def test_another_gpu_is_refused_before_a_launch(
 
 def test_an_ops_error_is_explained_by_the_rule_that_is_broken(attention: Attention) -> None:
     with pytest.raises(InputError, match=r"k, v: batch must be that of q, 2") as caught:
-        attention._explain(RuntimeError("whatever the op has said"), Q, K[:1], V)
+        attention._explain(RuntimeError("whatever the op has said"), Q, K[:1], V, ())
     assert caught.value.__suppress_context__
 
 
 def test_a_rule_that_the_op_alone_checks(attention: Attention) -> None:
     said = f"fa3gen::{attention.op._opname}: q: size of dimension 1 must be below 2^31\nException"
     with pytest.raises(InputError) as caught:
-        attention._explain(RuntimeError(said), Q, K, V)
+        attention._explain(RuntimeError(said), Q, K, V, ())
     assert str(caught.value) == "q: size of dimension 1 must be below 2^31"
 
 
 def test_an_error_that_is_none_of_the_inputs(attention: Attention) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        attention._explain(error, Q, K, V)
+        attention._explain(error, Q, K, V, ())
     assert caught.value is error
 
 

@@ -375,7 +375,8 @@ def test_bounds_of_what_a_work_tile_shares(mask: str, value: int) -> None:
             if not tiles.begin <= tile < tiles.end:
                 assert not any(kept), (first, lengths, tile, tiles)
             if tiles.full_begin <= tile < tiles.full_end:
-                assert all(kept) and len(keys) == block_n, (first, lengths, tile, tiles)
+                assert all(kept), (first, lengths, tile, tiles)
+                assert len(keys) == block_n, (first, lengths, tile, tiles)
 
 
 # --- what a person would have written -------------------------------------------------------------

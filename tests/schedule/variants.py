@@ -62,6 +62,19 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "score": "50 * tanh(score / 50)",
         "schedule": {"maxima": "lazy"},
     },
+    "inputs": {
+        "mask": "causal",
+        "head_dim": 64,
+        "score": "score + slopes[h] * (k - q)",
+        "inputs": {"slopes": {"shape": ["h"], "dtype": "fp32"}},
+        "schedule": {"maxima": "speculative"},
+    },
+    "documents": {
+        "mask": "causal & document(doc)",
+        "head_dim": 64,
+        "inputs": {"doc": {"shape": ["b", "k"], "dtype": "int32"}},
+        "schedule": {"maxima": "lazy"},
+    },
     "two CTAs an SM": {
         "mask": "causal",
         "head_dim": 64,

@@ -1,0 +1,1 @@
+// In cute/tensor.hpp.
