@@ -69,8 +69,8 @@ def prepare(spec: Any, folder: Path, *, jobs: int = 1, progress: Progress | None
 
     if spec.schedule.model_dump(exclude_none=True):
         raise InputError("tune: the spec gives knobs, and they stand; leave its schedule out")
-    if spec.score != "score":
-        raise InputError("tune: only the plain score is timed; leave the formula out")
+    if spec.score != "score" or spec.inputs:
+        raise InputError("tune: only the plain score is timed; leave formula and inputs out")
     found = candidates(spec)
     maker = package_fingerprint()
     if (folder / CANDIDATES).is_file() and _read(folder / CANDIDATES).get("fa3gen") != maker:

@@ -92,6 +92,13 @@ class ScoreForm:
         return factor, core, sympy.Add(*(LOG2E * term for term in _by_positions(self.bias)))
 
     @property
+    def rises(self) -> bool:
+        """Whether the bias may grow from a key to those before it, which are visited later, as far
+        as positions tell; coefficients are taken to be positive."""
+        terms = [term for term in sympy.Add.make_args(self.bias) if _positions(term)]
+        return any(not _falls(term) for term in terms)
+
+    @property
     def special(self) -> int:
         """Instructions of the special-function unit an element."""
         parts = [part for part in self._parts if not _is_shared(part)]
@@ -131,6 +138,23 @@ def _parted(terms: Sequence[Any]) -> tuple[Any, Any]:
     shared = [factor for factor in factors if _is_of_row(factor)]
     core = [factor for factor in factors if factor not in shared]
     return sympy.Mul(*shared), sympy.Mul(*core)
+
+
+def _positions(term: Any) -> bool:
+    """Whether a term has the key's position in it, beside indices of inputs."""
+    tables = {table: sympy.Dummy(real=True) for table in term.atoms(AppliedUndef)}
+    return symbols.k in term.xreplace(tables).free_symbols
+
+
+def _falls(term: Any) -> bool:
+    """Whether a term is a multiple of k minus what does not depend on it."""
+    sign, rest = term.as_coeff_Mul()
+    moving = [f for f in sympy.Mul.make_args(rest) if symbols.k in f.free_symbols]
+    if sign < 0 or len(moving) != 1:
+        return False
+    slope = sympy.expand(moving[0]).coeff(symbols.k, 1)
+    left = sympy.expand(moving[0] - slope * symbols.k)
+    return bool(slope.is_positive) and symbols.k not in left.free_symbols
 
 
 def _by_positions(bias: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 
 from fa3gen.errors import ScheduleError, UnsupportedError
+from fa3gen.ir.score import score_form
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate, rates_of, whole_share
 from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, product_dim
@@ -24,6 +25,7 @@ __all__ = ["choose_tiling"]
 _KEYS = range(16, 257, 16)  # of a KV tile
 _LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
 _MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is worth its code
+_LISTED_KEYS = 128  # at most, of tiles that are listed: edges cut longer ones more often
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
@@ -72,7 +74,8 @@ def choose_tiling(spec: AttentionSpec, bounds: KeyBounds, spare: int = 0) -> tup
 def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
     """The tiles of (query rows, keys) that fit, the chosen one first."""
     tile = spec.schedule.tile
-    keys = [tile.n] if tile and tile.n else list(_KEYS)
+    most = _LISTED_KEYS if bounds.listed else _KEYS[-1]
+    keys = [tile.n] if tile and tile.n else [n for n in _KEYS if n <= most]
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
     pace = rates_of(setting.maxima)
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
@@ -132,6 +135,8 @@ def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
     if knobs.maxima is not None:
         return knobs.maxima
     able = knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
+    if score_form(spec.score_expr).rises:  # each guess would fail
+        return Maxima.LAZY
     if able and whole_share(bounds) > _MOSTLY:
         return Maxima.SPECULATIVE
     large = spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS
