@@ -248,12 +248,11 @@ class _Request(NamedTuple):
 
     def load(self) -> object:
         """The spec."""
-        from fa3gen.spec import AttentionSpec
+        from fa3gen.spec import AttentionSpec, load_spec
 
         if isinstance(self.spec, AttentionSpec):
             return self.spec
-        assert self.source is not None
-        return self.source.load()
+        return load_spec(self.spec) if self.source is None else self.source.load()
 
     def find(self) -> Artifact | None:
         """What the index holds; nothing while ``FA3GEN_DEBUG`` asks for what a build would log."""
