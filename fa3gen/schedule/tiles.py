@@ -26,6 +26,7 @@ _KEYS = range(16, 257, 16)  # of a KV tile
 _LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
 _MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is worth its code
 _LISTED_KEYS = 128  # at most, of tiles that are listed: edges cut longer ones more often
+_LISTED_CLOSE = 1.03  # for documents of usual lengths end where whole tiles do
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
@@ -90,7 +91,8 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
             }
             candidates = [Candidate(shape, cost) for shape, cost in costs.items()]
             candidates.sort(key=lambda c: (c.cost.cycles_per_row, -c.tile[1]))
-            enough = candidates[0].cost.cycles_per_row * pace.close
+            close = max(pace.close, _LISTED_CLOSE) if bounds.listed else pace.close
+            enough = candidates[0].cost.cycles_per_row * close
             whole = [c for c in candidates if not c.tile[1] % _WHOLE_KEYS]
             best = next((c for c in whole if c.cost.cycles_per_row < enough), candidates[0])
             others = [candidate for candidate in candidates if candidate is not best]
