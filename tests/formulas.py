@@ -53,6 +53,7 @@ SCORES = [
     "score + alpha * rel[h, k - q + 40] - rel[h, q - k + 60]",
     "score + rel[hk, 2 * k - q - 60] * key[k]",
     "score + bias[b, h, row, k]",
+    "score + bias[b, h, row - k, k]",  # another row for each key: no pair
     "score + key[k]",
     "score + rows[h, row]",
     "score * log(q + 30)",

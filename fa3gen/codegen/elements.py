@@ -108,6 +108,7 @@ class KernelNames(Names):
         self.offsets = staged is not None  # keys have an offset from a thread's first
         self.inputs = {meta.name: meta for meta in inputs}
         self.parts = {part.symbol.name: part for part in staged.parts} if staged else {}
+        self.pairs = {part.expr for part in staged.of(Rate.PAIR)} if staged else set()
         self.base = staged.base.name if staged and staged.base is not None else ""
 
     def symbol(self, name: str) -> str:
@@ -157,8 +158,7 @@ class KernelNames(Names):
         ]
         if own_key and self.offsets:
             along = ", ".join([place, "params.seqlen_k, k, offset", *clamped[:-1]])
-            paired = symbols.q in table.free_symbols or symbols.row in table.free_symbols
-            call = "look_up_pair" if paired else "look_up_key"
+            call = "look_up_pair" if table in self.pairs else "look_up_key"
             return f"fa3gen::{call}<{_TYPES[meta.dtype]}>({along})"
         call = "look_up" if meta.shape[-1] in _HEADS else "look_up_along"
         return self._bound(f"fa3gen::{call}<{_TYPES[meta.dtype]}>({', '.join([place, *clamped])})")

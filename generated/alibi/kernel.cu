@@ -184,8 +184,7 @@ struct Score {
   };
   CUTE_DEVICE Pair pair([[maybe_unused]] int r, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
     [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    Pair pair;
-    return pair;
+    return {};
   }
 
   // Row r of this thread and key k, number i of a pair, which is `offset` after its first of the KV tile.

@@ -177,13 +177,11 @@ struct Score {
 
   // What row r looks up at key k, `offset` after this thread's first, and at the next.
   struct Pair {
-    float p0[2];
+    fa3gen::Two<float> p0;
   };
   CUTE_DEVICE Pair pair([[maybe_unused]] int r, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
     [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    Pair pair;
-    fa3gen::look_up_pair<__nv_bfloat16>(params.inputs.bias_, params.seqlen_k, k, offset, b, h, fa3gen::at_most(row, params.inputs.bias_.sizes[2] - 1), pair.p0);
-    return pair;
+    return {fa3gen::look_up_pair<__nv_bfloat16>(params.inputs.bias_, params.seqlen_k, k, offset, b, h, fa3gen::at_most(row, params.inputs.bias_.sizes[2] - 1))};
   }
 
   // Row r of this thread and key k, number i of a pair, which is `offset` after its first of the KV tile.

@@ -20,11 +20,11 @@
 namespace fa3gen {
 
 // Indices clamped to a table; of an index that is not negative, to its end.
+__device__ __forceinline__ int inside(int index, int size) { return max(min(index, size - 1), 0); }
 __device__ __forceinline__ int at_most(int index, int last) { return min(index, last); }
 
 // Values of inputs in key bounds, whose sums with positions then stay in 32 bits.
 __device__ __forceinline__ int bounded(int value) { return max(min(value, 1 << 29), -(1 << 29)); }
-__device__ __forceinline__ int inside(int index, int size) { return max(min(index, size - 1), 0); }
 
 // NOTES: volatile, for else the compiler loads for a whole tile at once, and runs out of registers.
 __device__ __forceinline__ uint32_t load_bits(void const* from, bool wanted, std::integral_constant<int, 4>) {
@@ -119,49 +119,30 @@ __device__ __forceinline__ auto look_up_key(InputTensor const& input, int seqlen
   return load_element(row + (k - offset) + offset, k < seqlen_k);
 }
 
-template <class T>
-using Looked = std::conditional_t<std::is_same_v<T, int>, int, float>;
+// What two keys in a row look up.
+template <class Value>
+struct Two {
+  Value at[2];
 
-template <class T>
-__device__ __forceinline__ void load_pair(T const* from, bool wanted, Looked<T> (&pair)[2]) {
-  if constexpr (sizeof(T) == 2) {
-    uint32_t const bits = load_bits(from, wanted, std::integral_constant<int, 4>{});
-    T values[2];
-    memcpy(values, &bits, sizeof values);
-    pair[0] = static_cast<float>(values[0]);
-    pair[1] = static_cast<float>(values[1]);
-  } else {
-    uint2 const bits = load_two(from, wanted);
-    memcpy(pair, &bits, sizeof pair);
-  }
-}
+  __device__ __forceinline__ Value operator[](int i) const { return at[i]; }
+};
 
 // Keys k and k + 1 of an input, in one access: k, the base and the strides are even, counted in elements.
-template <class T>
-__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset,
-                                             Looked<T> (&pair)[2]) {
-  load_pair(static_cast<T const*>(input.data) + (k - offset) + offset, k < seqlen_k, pair);
-}
-
-template <class T>
-__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, int i0,
-                                             Looked<T> (&pair)[2]) {
-  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, i0, 0);
-  load_pair(row + (k - offset) + offset, k < seqlen_k, pair);
-}
-
-template <class T>
-__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, int i0, int i1,
-                                             Looked<T> (&pair)[2]) {
-  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, i0, i1, 0);
-  load_pair(row + (k - offset) + offset, k < seqlen_k, pair);
-}
-
-template <class T>
-__device__ __forceinline__ void look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, int i0, int i1,
-                                             int i2, Looked<T> (&pair)[2]) {
-  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, i0, i1, i2, 0);
-  load_pair(row + (k - offset) + offset, k < seqlen_k, pair);
+template <class T, class... Index>
+__device__ __forceinline__ auto look_up_pair(InputTensor const& input, int seqlen_k, int k, int offset, Index... index) {
+  T const* const row = static_cast<T const*>(input.data) + row_offset(input, 0, index..., 0);
+  T const* const from = row + (k - offset) + offset;
+  if constexpr (sizeof(T) == 2) {
+    uint32_t const bits = load_bits(from, k < seqlen_k, std::integral_constant<int, 4>{});
+    T values[2];
+    memcpy(values, &bits, sizeof values);
+    return Two<float>{static_cast<float>(values[0]), static_cast<float>(values[1])};
+  } else {
+    uint2 const bits = load_two(from, k < seqlen_k);
+    Two<T> pair;
+    memcpy(&pair, &bits, sizeof pair);
+    return pair;
+  }
 }
 
 // The columns of a thread in a KV tile: 2 in each 8.
