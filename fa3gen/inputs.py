@@ -19,6 +19,7 @@ class InputMeta:
     name: str
     dtype: DType
     shape: tuple[str | int, ...]
+    masks: bool = False  # the mask names it, so that plans depend on it
 
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.shape))

@@ -96,7 +96,7 @@ class Artifact:
         del fields["directory"]
         fields["dtype"] = self.dtype.value
         fields["inputs"] = [
-            {"name": one.name, "dtype": one.dtype.value, "shape": list(one.shape)}
+            {**dataclasses.asdict(one), "dtype": one.dtype.value, "shape": list(one.shape)}
             for one in self.inputs
         ]
         text = json.dumps({"format": FORMAT, **fields}, indent=2, sort_keys=True) + "\n"
@@ -148,7 +148,10 @@ def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
         raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
     for one in inputs:
         _check_keys(where, one, InputMeta, set())
-    return tuple(InputMeta(one["name"], DType(one["dtype"]), tuple(one["shape"])) for one in inputs)
+    return tuple(
+        InputMeta(**{**one, "dtype": DType(one["dtype"]), "shape": tuple(one["shape"])})
+        for one in inputs
+    )
 
 
 def _check_keys(where: Path, values: object, record: type, more: set[str]) -> None:

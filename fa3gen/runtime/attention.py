@@ -14,7 +14,7 @@ from fa3gen.errors import InputError
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.call_inputs import InputValue, Sizes, check_inputs, gather_inputs
 from fa3gen.runtime.op import NAMESPACE, RegisteredOp, register
-from fa3gen.runtime.plan import Plan, plan_device, plan_sizes
+from fa3gen.runtime.plan import Plan, plan_device, plan_sizes, unmasked
 
 __all__ = ["Attention", "load"]
 
@@ -165,22 +165,23 @@ class Attention:
 
         Sizes that the inputs have need not be given; ``seqlen_q`` defaults to ``seqlen_k``,
         ``batch``, ``heads`` and ``heads_k`` to 1 where the mask does not tell them apart, and
-        ``device`` to that of the inputs. A plan knows the mask's inputs alone: make another after
-        they have changed. Where the mask's formula alone tells the tiles, it holds nothing.
+        ``device`` to that of the inputs. A plan depends on the inputs that the mask names, and only
+        these must be given: make another after they have changed. Where the mask's formula alone
+        tells the tiles, it holds nothing.
 
         Raises InputError, naming argument, rule and value.
         """
         given = {"b": batch, "row": seqlen_q, "h": heads, "k": seqlen_k, "hk": heads_k}
         place = plan_device(inputs, device)
-        tensors = gather_inputs(self._inputs, inputs, place)
-        sizes = plan_sizes(self._inputs, tensors, given)
+        tensors = gather_inputs(self._inputs, {**unmasked(self._inputs, place), **inputs}, place)
+        sizes, known = plan_sizes(self._inputs, tensors, given)
         check_inputs(self._inputs, tensors, sizes, place)
         if self._registered.plan is None:
-            return Plan(sizes, None)
+            return Plan(sizes, known, None)
         self._check_device(place)
         like = torch.empty(1, device=place)
         lists = self._registered.plan(like, *sizes.in_order, *tensors)
-        return Plan(sizes, lists)
+        return Plan(sizes, known, lists)
 
     def _forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, more: tuple[Tensor | None, ...]

@@ -12,17 +12,18 @@ from fa3gen.errors import InputError
 from fa3gen.inputs import InputMeta
 from fa3gen.runtime.call_inputs import InputValue, Sizes
 
-__all__ = ["Plan", "plan_device", "plan_sizes"]
+__all__ = ["Plan", "plan_device", "plan_sizes", "unmasked"]
 
 _NAMES = {"b": "batch", "h": "heads", "hk": "heads_k", "row": "seqlen_q", "k": "seqlen_k"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What :meth:`fa3gen.Attention.plan` makes. ``lists``: int32, for calls of these sizes; None
-    where the mask's formula alone tells the tiles."""
+    """What :meth:`fa3gen.Attention.plan` makes. ``lists``: int32, for calls of these sizes, as far
+    as they were ``known``; None where the mask's formula alone tells the tiles."""
 
     sizes: Sizes
+    known: frozenset[str]  # axes
     lists: Tensor | None
 
     def check(self, q: Tensor, k: Tensor) -> None:
@@ -31,7 +32,7 @@ class Plan:
             return
         call = Sizes.of(q, k)
         for axis, name in _NAMES.items():
-            if call.axis(axis) != self.sizes.axis(axis):
+            if axis in self.known and call.axis(axis) != self.sizes.axis(axis):
                 raise InputError(
                     f"plan: {name} must be {self.sizes.axis(axis)}, that it was made for "
                     f"(got {call.axis(axis)})"
@@ -57,10 +58,21 @@ def plan_device(
     return found.pop()
 
 
+def unmasked(metas: Sequence[InputMeta], device: torch.device) -> dict[str, Tensor]:
+    """Something for the inputs that the mask does not name: of one element along axes of calls."""
+
+    def zeros(meta: InputMeta) -> Tensor:
+        shape = [axis if isinstance(axis, int) else 1 for axis in meta.shape]
+        return torch.zeros(shape, dtype=getattr(torch, meta.dtype.torch_name), device=device)
+
+    return {meta.name: zeros(meta) for meta in metas if not meta.masks}
+
+
 def plan_sizes(
     metas: Sequence[InputMeta], tensors: Sequence[Tensor], given: Mapping[str, int | None]
-) -> Sizes:
-    """The sizes of a plan: as given, else those that the inputs have; see ``Attention.plan``."""
+) -> tuple[Sizes, frozenset[str]]:
+    """The sizes of a plan, as given, else those that the inputs have, and which axes these are; see
+    ``Attention.plan``."""
     known = {axis: size for axis, size in given.items() if size is not None}
     for meta, tensor in zip(metas, tensors, strict=True):
         for axis, size in zip(meta.shape, tensor.shape, strict=False):
@@ -69,4 +81,4 @@ def plan_sizes(
     if "k" not in known:
         raise InputError("seqlen_k: must be given, as no input has it")
     defaults = {"b": 1, "hk": known.get("h", 1), "h": known.get("hk", 1), "row": known["k"]}
-    return Sizes(**{**defaults, **known})
+    return Sizes(**{**defaults, **known}), frozenset({"row", *known})

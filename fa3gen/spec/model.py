@@ -385,7 +385,15 @@ class AttentionSpec(_Record):
     @property
     def input_metas(self) -> tuple[InputMeta, ...]:
         """The declared inputs in the order of the op's arguments."""
-        return tuple(InputMeta(name, one.dtype, one.shape) for name, one in self.inputs.items())
+        from sympy.core.function import AppliedUndef
+
+        mask = self.mask_expr
+        named = {symbol.name for symbol in mask.free_symbols}
+        named |= {table.func.__name__ for table in mask.atoms(AppliedUndef)}
+        return tuple(
+            InputMeta(name, one.dtype, one.shape, name in named)
+            for name, one in self.inputs.items()
+        )
 
     def canonical(self) -> str:
         """JSON with sorted keys and defaults filled in: the same for all spellings of a variant."""

@@ -29,7 +29,7 @@ def artifact(tmp_path: Path) -> Artifact:
         inputs=(
             InputMeta("alpha", DType.FP32, ()),
             InputMeta("relative", DType.BF16, ("h", 255)),
-            InputMeta("segments", DType.INT32, ("b", "k")),
+            InputMeta("segments", DType.INT32, ("b", "k"), masks=True),
         ),
         listed=True,
         kernels=(
@@ -86,9 +86,9 @@ def test_unknown_key(artifact: Artifact) -> None:
 def test_inputs_are_written_out(artifact: Artifact) -> None:
     manifest = json.loads((artifact.directory / "artifact.json").read_text())
     assert manifest["inputs"] == [
-        {"name": "alpha", "dtype": "fp32", "shape": []},
-        {"name": "relative", "dtype": "bf16", "shape": ["h", 255]},
-        {"name": "segments", "dtype": "int32", "shape": ["b", "k"]},
+        {"name": "alpha", "dtype": "fp32", "shape": [], "masks": False},
+        {"name": "relative", "dtype": "bf16", "shape": ["h", 255], "masks": False},
+        {"name": "segments", "dtype": "int32", "shape": ["b", "k"], "masks": True},
     ]
 
 
@@ -97,7 +97,7 @@ def test_inputs_are_written_out(artifact: Artifact) -> None:
     [
         ({}, r"inputs must be a list \(got \{\}\)"),
         ([{"name": "alpha", "shape": []}], "keys missing or unknown: dtype"),
-        (["alpha"], "keys missing or unknown: dtype, name, shape"),
+        (["alpha"], "keys missing or unknown: dtype, masks, name, shape"),
     ],
     ids=str,
 )

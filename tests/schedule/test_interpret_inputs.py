@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fa3gen
 from fa3gen.driver import interpreted
+from fa3gen.errors import InputError
 from fa3gen.runtime.attention import Attention
 from fa3gen.runtime.reference import Positions, check_error
 from fa3gen.schedule import make_schedule
@@ -373,3 +374,33 @@ def test_a_plan_changes_nothing() -> None:
         found = op(q, k, v, return_lse=True, plan=plan, doc=doc)
         for with_plan, without in zip(found, op(q, k, v, return_lse=True, doc=doc), strict=True):
             assert torch.equal(with_plan, without)
+
+
+def test_a_plan_takes_what_the_mask_takes() -> None:
+    """Inputs of the score and the sink need not be given, nor heads that the mask does not tell."""
+    inputs = {
+        "doc": {"shape": ["b", "k"], "dtype": "int32"},
+        "slopes": {"shape": ["h"], "dtype": "fp32"},
+        "sinks": {"shape": ["h"], "dtype": "bf16"},
+    }
+    op = attention(
+        mask="causal & document(doc)",
+        score="score + slopes[h] * (k - q)",
+        inputs=inputs,
+        sink="sinks",
+    )
+    q, k, v = draw(150, 150)
+    doc = documents(150)
+    given = {"doc": doc, "slopes": normal(HEADS), "sinks": normal(HEADS).bfloat16()}
+    assert torch.equal(op(q, k, v, plan=op.plan(doc=doc), **given), op(q, k, v, **given))
+    with pytest.raises(InputError, match="doc: missing"):
+        op.plan(slopes=given["slopes"])
+
+
+def test_a_plan_of_fewer_heads_than_the_mask_tells_apart_is_refused() -> None:
+    inputs = {"doc": {"shape": ["b", "k"], "dtype": "int32"}}
+    op = attention(mask="document(doc) & (k % (h + 1) == 0)", inputs=inputs)
+    q, k, v = draw(150, 150)
+    doc = documents(150)
+    with pytest.raises(InputError, match="plan: must be one for"):
+        op(q, k, v, doc=doc, plan=op.plan(doc=doc))
