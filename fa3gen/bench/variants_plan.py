@@ -167,10 +167,10 @@ _SHORT_RATE = Baseline(_CAUSAL, Relation.RATE, longest=2048)
 _SLOPES = (InputMeta("slopes", DType.FP32, ("h",)),)
 _REL = (InputMeta("rel", DType.FP32, ("h", 255)),)
 _BIAS = (InputMeta("bias", DType.BF16, ("b", "h", "row", "k")),)
-_DOC = (InputMeta("doc", DType.INT32, ("b", "k")),)
-_PREFIX = (InputMeta("prefix_length", DType.INT32, ("b",)),)
+_DOC = (InputMeta("doc", DType.INT32, ("b", "k"), masks=True),)
+_PREFIX = (InputMeta("prefix_length", DType.INT32, ("b",), masks=True),)
 _SINKS = (InputMeta("sinks", DType.BF16, ("h",)),)
-_TREE = (InputMeta("tree", DType.INT32, ("row", TREE)),)
+_TREE = (InputMeta("tree", DType.INT32, ("row", TREE), masks=True),)
 
 _ALIBI, _ALIBI_FULL = "score + slopes[h] * (k - q)", "score - slopes[h] * abs(q - k)"
 _CAP = "50 * tanh(score / 50)"
