@@ -89,6 +89,8 @@ class LaunchView:
     persistent: bool
     claims: bool  # work tiles are claimed from a counter
     cta_per_sm: int
+    bias: int = -1  # the input that products start from
+    bias_factor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class HostView:
     schema: str = ""
     plan_schema: str = ""
     lists: ListsView | None = None  # the kernel that lists KV tiles
+    bias: int = -1  # the input that products start from
+    bias_factor: str = "0.0"
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,16 @@ class ScoreView:
 
 
 @dataclass(frozen=True)
+class BiasView:
+    """The input that products start from, and its indices before row and key, outermost first."""
+
+    name: str
+    element: str
+    outer: str
+    inner: str
+
+
+@dataclass(frozen=True)
 class KernelView:
     """The device translation unit."""
 
@@ -203,6 +217,7 @@ class KernelView:
     shared_limit: int  # bytes that a CTA may use
     bounds: BoundsView
     score: ScoreView
+    bias: BiasView | None
     multiplier: str  # of scores, to be exponents of 2
     normalize: str  # function that ends a row
     sink: str  # what it takes of a sink
@@ -233,6 +248,16 @@ class KernelView:
         (scores, *_) = op.reads
         return (Calc(CalcKind.SCORE, (scores, "rows"), (scores,), op.skew),)
 
+    def start(self, op: Calc, scores: str) -> str:
+        """What products start from, read from the tile of the bias."""
+        assert self.bias is not None and op.cursor is not None
+        rows = f"tSsBias{self.stage_elements('Bias', op.cursor)}"
+        return f"fa3gen::start_scores<{self.bias.element}>({scores}, {rows}, params.bias_factor);"
+
+    def start_again(self, op: Calc) -> str:
+        """The argument that has products computed again start from a bias; nothing if from zero."""
+        return "" if op.cursor is None else f", [&](auto& s) {{ {self.start(op, 's')} }}"
+
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
         place = f"n {'+' if tiles > 0 else '-'} {abs(tiles)}" if tiles else "n"
@@ -242,6 +267,15 @@ class KernelView:
 
 
 _BUFFER_TYPES = {"bf16": "Element", "fp16": "Element", "int32": "int"}
+
+
+def _buffer_type(program: Program, buffer: Buffer) -> str:
+    """Of an element; a bias may have another type than Q, K and V."""
+    if buffer.name == "Bias" and buffer.dtype is not program.dtype:
+        return _ELEMENTS[buffer.dtype.value]
+    return _BUFFER_TYPES[buffer.dtype.value]
+
+
 _ELEMENTS = {"bf16": "__nv_bfloat16", "fp16": "__half"}
 _PTX_TYPES = {"bf16": "bf16", "fp16": "f16"}
 
@@ -269,7 +303,7 @@ def kernel_view(
         producer=next((_role(program, r) for r in program.roles if r.name == "producer"), None),
         consumer=_role(program, program.role("consumer")),
         buffers={buffer.name: buffer for buffer in program.buffers},
-        types={buffer.name: _BUFFER_TYPES[buffer.dtype.value] for buffer in program.buffers},
+        types={buffer.name: _buffer_type(program, buffer) for buffer in program.buffers},
         barriers=program.barriers,
         named=program.named,
         element=_ELEMENTS[program.dtype.value],
@@ -303,6 +337,7 @@ def kernel_view(
             bound(bounds.some_end, "params.seqlen_k"),
         ),
         score=score,
+        bias=_bias(program),
         multiplier="1.f" if program.score.biased else "params.scale_log2",
         normalize="normalize" if program.sink is None else "normalize_with_sink",
         sink="" if program.sink is None else _sink(program.sink, names),
@@ -318,6 +353,9 @@ def launch_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Launc
     chunk, swizzle = program.buffers[0].chunk, HOPPER.swizzle_bytes
     maps = [MapView(name, program.buffer(tile).rows, chunk, swizzle) for name, tile in rows.items()]
     maps.append(MapView("o", HOPPER.wgmma_rows, chunk, swizzle))
+    if program.bias is not None:
+        buffer = program.buffer("Bias")
+        maps.append(MapView("bias", buffer.rows, buffer.chunk, swizzle))
     return LaunchView(
         meta=meta,
         maps=tuple(maps),
@@ -325,6 +363,8 @@ def launch_view(schedule: Schedule, program: Program, meta: KernelMeta) -> Launc
         persistent=schedule.tiling.persistence is not Persistence.NONE,
         claims=schedule.tiling.persistence is Persistence.DYNAMIC,
         cta_per_sm=program.ctas_per_sm,
+        bias=-1 if program.bias is None else program.inputs.index(program.bias.meta),
+        bias_factor=0.0 if program.bias is None else program.bias.factor,
     )
 
 
@@ -352,6 +392,8 @@ def host_view(
         schema=forward_schema(variant.inputs, lists is not None),
         plan_schema=plan_schema(variant.inputs),
         lists=lists,
+        bias=kernels[-1].bias,
+        bias_factor=repr(kernels[-1].bias_factor),
     )
 
 
@@ -443,6 +485,19 @@ def _score(program: Program) -> ScoreView:
     return ScoreView("forward/score_formula.j2", view)
 
 
+def _bias(program: Program) -> BiasView | None:
+    """The bias that products start from, at indices inside its tensor."""
+    if program.bias is None:
+        return None
+    meta, names = program.bias.meta, KernelNames(program.inputs)
+    count = len(meta.shape) - 2
+    texts = []
+    for index, dim in zip(program.bias.heads, range(count - 2, count), strict=True):
+        size = f"params.inputs.{meta.name}_.sizes[{dim}]"
+        texts.append("0" if dim < 0 else f"fa3gen::inside({print_cpp(index, names)}, {size})")
+    return BiasView(meta.name, _ELEMENTS[meta.dtype.value], *texts)
+
+
 def _mask(schedule: Schedule, program: Program) -> MaskView:
     """By rows where their keys are an interval, which takes fewer instructions an element."""
     keys = row_keys(schedule.spec.mask_expr)
@@ -494,6 +549,7 @@ def _headers(schedule: Schedule, program: Program, mask: MaskView) -> tuple[str,
     elements = formula or bool(program.inputs) or mask.elements is not None
     guesses = formula and maxima is Maxima.SPECULATIVE
     found = {
+        "bias": program.bias is not None,
         "elements": elements,
         _SOFTMAX[maxima]: True,
         "score": formula,
@@ -517,7 +573,7 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
         ("work tile", f"{tiling.block_m} queries by {tiling.block_n} keys a step"),
         ("warpgroups", f"{loader}, {tiling.warpgroups} consumers of 64 queries"),
         *([("occupancy", f"{tiling.ctas_per_sm} CTAs an SM")] * (tiling.ctas_per_sm > 1)),
-        ("rings", f"{program.buffer('Q').stages} of Q, {tiling.stages} of K, {tiling.stages} of V"),
+        ("rings", _rings_text(program)),
         ("overlap", _OVERLAP[tiling.overlap]),
         ("P", "through shared memory" if tiling.p_shared else "in registers"),
         ("ping-pong", "consumers take turns on the tensor core" if tiling.pingpong else "off"),
@@ -528,6 +584,11 @@ def _banner(schedule: Schedule, program: Program) -> tuple[str, ...]:
     if registers is not None:
         rows.append(("registers", f"{granted}consumers {registers.consumer}"))
     return tuple(f"{name:<11s} {value}" for name, value in rows)
+
+
+def _rings_text(program: Program) -> str:
+    rings = [b for b in program.buffers if b.name in ("Q", "K", "V", "Bias")]
+    return ", ".join(f"{ring.stages} of {ring.name.replace('B', 'b')}" for ring in rings)
 
 
 _SOFTMAX = {  # headers

@@ -6,12 +6,14 @@ import sympy
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import UnsupportedError
+from fa3gen.ir.bias import kernel_score
 from fa3gen.ir.graph import Dependence, OpGraph
 from fa3gen.ir.ops import (
     ConvertP,
     Exp,
     GemmPV,
     GemmQK,
+    LoadBias,
     LoadK,
     LoadQ,
     LoadV,
@@ -23,12 +25,12 @@ from fa3gen.ir.ops import (
     Scope,
     ScoreMod,
     Space,
+    StartS,
     StoreLSE,
     StoreO,
     Tile,
     TileOp,
 )
-from fa3gen.ir.score import score_form
 from fa3gen.ir.verify import check_graph
 from fa3gen.spec import AttentionSpec
 from fa3gen.spec.symbols import k as K
@@ -68,12 +70,22 @@ def build_forward(spec: AttentionSpec, block_m: int, block_n: int) -> OpGraph:
     )
     keep = sympy.And(spec.mask_expr, sympy.Lt(K, SEQLEN_K))
 
-    form = score_form(spec.score_expr)
+    form, bias = kernel_score(spec)
+    product = GemmQK((q, k), (s,))
+    start: tuple[TileOp, ...] = ()
+    if bias:
+        tiles = [
+            Tile(name, block_m, block_n, bias.meta.dtype, space)
+            for name, space in (("Bias_global", Space.GLOBAL), ("Bias", shared))
+        ]
+        start = (LoadBias((tiles[0],), (tiles[1],)), StartS((tiles[1],), (s,)))
+        product = GemmQK((q, k, s), (s,))
     ops: tuple[TileOp, ...] = (
         LoadQ((q_global,), (q,)),
         LoadK((k_global,), (k,)),
         LoadV((v_global,), (v,)),
-        GemmQK((q, k), (s,)),
+        *start,
+        product,
         *(() if form.plain else (ScoreMod((s,), (s,), form),)),
         Mask((s,), (s,), keep),
         RowMax((s, row_max), (row_max, alpha)),

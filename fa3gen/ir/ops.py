@@ -21,6 +21,7 @@ __all__ = [
     "Exp",
     "GemmPV",
     "GemmQK",
+    "LoadBias",
     "LoadK",
     "LoadQ",
     "LoadV",
@@ -32,6 +33,7 @@ __all__ = [
     "Scope",
     "ScoreMod",
     "Space",
+    "StartS",
     "StoreLSE",
     "StoreO",
     "Tile",
@@ -132,6 +134,14 @@ class LoadV(_Load):
     """V tile: (n, head_dim_v)."""
 
 
+class LoadBias(_Load):
+    """Tile of an input that is added to the scores: (m, n)."""
+
+
+class StartS(TileOp):
+    """S = the bias over the softmax scale, which Q K^T is added to."""
+
+
 class _Gemm(TileOp):
     """A warpgroup MMA, asynchronous from issue to wait."""
 
@@ -149,7 +159,7 @@ class _Gemm(TileOp):
 
 
 class GemmQK(_Gemm):
-    """S = Q K^T: (m, n) fp32."""
+    """S (+)= Q K^T: (m, n) fp32."""
 
 
 class GemmPV(_Gemm):

@@ -83,6 +83,7 @@ class Prefetch:
 
     stages: int
     bytes: dict[str, int]  # of a stage, by ring
+    rings: tuple[str, ...] = ("K", "V")
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class Emitter:
         tiles = [
             IfAhead(ahead, self._load_alone(ring, -ahead, free=True))
             for ahead in range(self.prefetch.stages)
-            for ring in ("K", "V")
+            for ring in self.prefetch.rings
         ]
         self.append(OnInstance(0, (*self._load_alone("Q", 0), *tiles)))
 
@@ -314,15 +315,26 @@ class Emitter:
         writes: tuple[str, ...],
         skew: int = 0,
         keys: tuple[int, int] | None = None,
+        ring: str | None = None,
     ) -> None:
-        """A register computation, after the products it needs have retired."""
+        """A register computation, after the products it needs have retired; ``ring``: of a shared
+        tile that it reads too."""
         # what it reads first: the stage of S's product is released while what it overwrites flies
         self._retire_for(list(reads))
         self._retire_for(list(writes))
-        self.append(Calc(kind, reads, writes, skew, keys))
+        if ring is not None:
+            self.acquire(ring)
+        self.append(Calc(kind, reads, writes, skew, keys, ring))
         self.touched |= self.fenced & {*reads, *writes}
         branches = kind in (CalcKind.SHIFT, CalcKind.REDO)  # past their votes nothing moves
         self.computed = () if branches else tuple(name for name in writes if name in _SETTLED)
+
+    def release(self, ring: str, skew: int = 0) -> None:
+        """The stage of a ring that computations have read for the last time, to be filled by TMA."""
+        self.append(ProxyFence(), Arrive(f"{ring}_empty", ring, Executor.EACH_WARP), Advance(ring))
+        self.awaited.discard(ring)
+        if self.prefetch is not None:
+            self._load_ahead(ring, self.prefetch.stages - skew)
 
     def stage_operand(self, stage: StageOut, sync: NamedSync) -> None:
         """Write an operand of a product to shared memory, for all warps of the warpgroup."""

@@ -24,7 +24,7 @@ def explore(
     program: Program, work: tuple[TileRange, ...], seed: int, monitored: bool
 ) -> str | None:
     """What goes wrong in one random schedule over the CTA's work tiles; None if nothing does."""
-    tokens = Tokens(program.block_n, formula=not program.score.plain)
+    tokens = Tokens(program)
     monitor = HappensBefore(sum(role.instances for role in program.roles)) if monitored else None
     try:
         machine = Machine(program, work, tokens, monitor)

@@ -9,6 +9,7 @@ from fa3gen.errors import VerificationError
 from fa3gen.schedule.program import (
     Advance,
     Arrive,
+    Calc,
     ClaimWork,
     EachWork,
     EndOfWork,
@@ -149,6 +150,9 @@ class _Flattener:
                 if isinstance(instruction, Wait) and instruction.empty:
                     phase -= 1
                 return Event(instruction, work, tile, stage, phase)
+            case Calc(cursor=str(cursor)):
+                stage, phase = self._position(cursor, instruction.shift)
+                return Event(instruction, work, tile - instruction.skew, stage, phase)
             case Load() | ClaimWork() | ReadWork():
                 stage, phase = self._position(instruction.cursor, instruction.shift)
                 skew = instruction.skew if isinstance(instruction, Load) else 0

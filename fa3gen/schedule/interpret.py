@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import VerificationError
+from fa3gen.ir.bias import BiasTile
 from fa3gen.ir.score import LOG2E
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.lower import lower
@@ -164,6 +165,8 @@ class _Call:
         self.scale = _fp32(program.score.multiplier(scale))  # what the softmax multiplies by
         self.scale_log2 = _fp32(program.score.multiplier(scale) * math.log2(math.e))
         self.inputs = _inputs(program, inputs)
+        factor = 0.0 if program.bias is None else program.bias.factor
+        self.bias_factor = _fp32(factor / scale)
         self.masks = _Masks(program, self.seqlen_q, self.seqlen_k, self.inputs)
         sizes = (self.batch, self.heads, self.seqlen_q, self.seqlen_k)
         self.lists = TileLists(program, sizes, self.kept)
@@ -234,6 +237,20 @@ class _Call:
         tile[: rows.shape[0], : rows.shape[1]] = rows
         return tile
 
+    def load_bias(self, bias: BiasTile, work: WorkTile, first_row: int, first_key: int) -> Tensor:
+        """The tile of an input from a row and a key on, of one row or key where those are broadcast;
+        zero outside the tensor."""
+        buffer, at = self.program.buffer("Bias"), self.head_indices(work)
+        heads = {symbol: _integer(value) for symbol, value in at.items()}
+        table = self.inputs[bias.meta.name]
+        for index in bias.lookup.args[:-2]:
+            table = table[min(max(int(evaluate(index, heads)), 0), table.shape[0] - 1)]
+        table = table.expand(self.seqlen_q, self.seqlen_k)
+        tile = torch.zeros(buffer.rows, buffer.cols, dtype=torch.float32, device="cpu")
+        part = table[first_row : first_row + buffer.rows, first_key : first_key + buffer.cols]
+        tile[: part.shape[0], : part.shape[1]] = part
+        return tile
+
     def store(self, name: str, value: Tensor, work: WorkTile, first: int) -> None:
         """Write O (rows, cols) or lse (rows, 1) to the rows ``first ...`` that exist."""
         last = min(first + HOPPER.wgmma_rows, self.seqlen_q)
@@ -288,10 +305,13 @@ class _Tensors:
         return _NAN
 
     def load(self, buffer: str, place: Place) -> Tensor:
-        """Q of the work tile; K or V of the KV tile."""
+        """Q of the work tile; K, V or bias of the KV tile."""
         work = self.work[place.work]
+        first_row = work.m_block * self.program.block_m
         if buffer == "Q":
-            return self.call.load(buffer, work, work.m_block * self.program.block_m)
+            return self.call.load(buffer, work, first_row)
+        if buffer == "Bias" and self.program.bias is not None:
+            return self.call.load_bias(self.program.bias, work, first_row, self._first_key(place))
         return self.call.load(buffer, work, self._first_key(place))
 
     def slab(self, value: Tensor, instance: int) -> Tensor:
@@ -306,7 +326,8 @@ class _Tensors:
         b_buffer = self.program.buffer(gemm.b)
         b = operands[1].expand(b_buffer.rows, b_buffer.cols)
         if gemm.kind is GemmKind.QK:
-            return operands[0].expand(HOPPER.wgmma_rows, b_buffer.cols) @ b.T
+            product = operands[0].expand(HOPPER.wgmma_rows, b_buffer.cols) @ b.T
+            return accumulator + product if gemm.adds else product
         p = operands[0].expand(HOPPER.wgmma_rows, b_buffer.rows)
         return torch.addmm(accumulator, p, b)
 
@@ -330,6 +351,8 @@ class _Tensors:
                 return {name: s}
             case CalcKind.ADD_SUM:
                 return {"row_sum": row_sum + s.sum(-1, keepdim=True)}
+            case CalcKind.START:
+                return {calc.writes[0]: self._start(registers)}
             case CalcKind.SCORE:
                 return {name: self._formula(s, place)}
             case CalcKind.MASK:
@@ -382,6 +405,11 @@ class _Tensors:
     def _keep(self, place: Place) -> Tensor:
         work = self.work[place.work]
         return self.call.kept(work, self._first_row(place), self._first_key(place))
+
+    def _start(self, registers: dict[str, Tensor]) -> Tensor:
+        """What products are added to, of the tile of a bias."""
+        bias = registers["Bias"].expand(HOPPER.wgmma_rows, self.program.buffer("Bias").cols)
+        return bias[:, : self.program.block_n] * self.call.bias_factor
 
     def _formula(self, s: Tensor, place: Place) -> Tensor:
         """What the formula makes of a tile of products, in fp32."""
@@ -447,7 +475,10 @@ class _Tensors:
         right = right.repeat_interleave(_WARP_ROWS)[:, None]
         work = self.work[place.work]
         q = self.call.load("Q", work, self._first_row(place))[: HOPPER.wgmma_rows]
-        again = self._formula(q @ self.load("K", place).T, place)
+        products = q @ self.load("K", place).T
+        if self.program.bias is not None:
+            products = self._start(registers) + products
+        again = self._formula(products, place)
         newer = torch.maximum(row_max, again.amax(-1, keepdim=True))
         alpha = self._exp2_above(row_max, newer)
         again = self._exp2_above(again, newer)

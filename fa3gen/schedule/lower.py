@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fa3gen.errors import GraphError
-from fa3gen.ir.ops import GemmPV, GemmQK, Mask, Normalize
-from fa3gen.ir.score import score_form
+from fa3gen.ir.bias import kernel_score
+from fa3gen.ir.ops import GemmPV, GemmQK, LoadBias, Mask, Normalize
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Prefetch, Turn
 from fa3gen.schedule.memory import releases_q_early
@@ -91,6 +91,7 @@ class _Step:
 
 
 _CALCS: dict[str, tuple[_Step, ...]] = {
+    "StartS": (_Step(CalcKind.START, (), ("{S}",)),),
     "ScoreMod": (_Step(CalcKind.SCORE, ("{S}",), ("{S}",)),),
     "Mask": (_Step(CalcKind.MASK, ("{S}",), ("{S}",)),),
     "RowMax": (_Step(CalcKind.ROW_MAX, ("{S}", "row_max"), ("row_max", "alpha")),),
@@ -117,7 +118,7 @@ _LAZY_CALCS = _CALCS | {  # exponentials of the first part run beside the shift 
 _MAXIMA = {Maxima.EXACT: _CALCS, Maxima.LAZY: _LAZY_CALCS, Maxima.SPECULATIVE: _CALCS}
 
 _GUESS = ("{S}", "P", "tile_sum")
-_FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where maxima are guessed
+_FULL_CALCS = dict.fromkeys(_CALCS, ()) | {"StartS": _CALCS["StartS"]} | {  # of tiles that need no mask, where maxima are guessed
     "Exp": (_Step(CalcKind.SPECULATE, ("{S}", "row_max"), _GUESS),),
     "ConvertP": (
         _Step(
@@ -170,6 +171,7 @@ def lower(schedule: Schedule) -> Program:
     if memory is None or registers is None or not schedule.placements:
         raise GraphError("lower needs placements, memory and registers: run the passes before it")
     tiling = schedule.tiling
+    score, bias = kernel_score(schedule.spec)
     return Program(
         name=schedule.spec.name,
         buffers=_buffers(schedule, memory),
@@ -189,7 +191,8 @@ def lower(schedule: Schedule) -> Program:
         block_n=tiling.block_n,
         dtype=schedule.spec.dtype,
         inputs=schedule.spec.input_metas,
-        score=score_form(schedule.spec.score_expr),
+        score=score,
+        bias=bias,
         sink=schedule.graph.op(Normalize).sink,
         keep=schedule.graph.op(Mask).keep,
         threads=schedule.threads,
@@ -208,7 +211,6 @@ def lower(schedule: Schedule) -> Program:
 
 
 def _buffers(schedule: Schedule, memory: MemoryPlan) -> tuple[Buffer, ...]:
-    chunk = HOPPER.swizzle_bytes // schedule.spec.dtype.bytes
     return tuple(
         Buffer(
             plan.tile,
@@ -217,7 +219,7 @@ def _buffers(schedule: Schedule, memory: MemoryPlan) -> tuple[Buffer, ...]:
             plan.cols,
             plan.dtype,
             plan.stages,
-            min(chunk, plan.cols),
+            min(HOPPER.swizzle_bytes // plan.dtype.bytes, plan.cols),
         )
         for plan in memory.buffers
     )
@@ -350,13 +352,14 @@ def _consumer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
     """The consumers' program: products and softmax over the KV tiles, then the store of O."""
     tiling, over_q = schedule.tiling, schedule.tiling.o_over == "Q"
     lazy = tiling.maxima is Maxima.LAZY
+    rings = ("K", "V", *(["Bias"] * schedule.graph.has(LoadBias)))
     sizes = {buffer.name: buffer.stage_bytes for buffer in _buffers(schedule, memory)}
     emit = Emitter(
         fenced=frozenset(tile.name for tile in _register_tiles(schedule)),
         trailing=frozenset({"K"} if schedule.score_tiles > 1 else ()),
         staged=frozenset({"P"} if tiling.p_shared else ()),
         covered=frozenset({"Q"} if over_q else ()),
-        prefetch=None if tiling.specialized else Prefetch(tiling.stages, sizes),
+        prefetch=None if tiling.specialized else Prefetch(tiling.stages, sizes, rings),
         always=_always(schedule),
     )
     turn = Turn("turn", 2 * HOPPER.warpgroup) if tiling.pingpong else None
@@ -484,6 +487,7 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
     places = [p for p in schedule.of_role(RoleName.CONSUMER) if p.stage in stages]
     first = stages.start == 0 and len(stages) <= schedule.depth
     products = [place for place in places if place.op in ("GemmQK", "GemmPV")]
+    readers = (CalcKind.START, *([CalcKind.REDO] if part.guesses else []))  # of a bias
     emit.next_iteration()
     for place in places:
         score = names[(part.t - place.stage) % len(names)]
@@ -507,7 +511,10 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
                 )
                 reads += ("rows",) if step.kind in _row_readers(schedule) else ()
                 keys = None if step.part is None else parts[step.part]
-                emit.calc(step.kind, reads, writes, place.stage, keys)
+                ring = "Bias" if schedule.graph.has(LoadBias) and step.kind in readers else None
+                emit.calc(step.kind, reads, writes, place.stage, keys, ring)
+                if ring is not None and step.kind is readers[-1]:
+                    emit.release(ring, place.stage)
     complete = stages.stop > schedule.depth and schedule.score_tiles == 1
     if complete or stages.start == schedule.depth:
         emit.drain()  # everything owed to this iteration's tiles was issued
@@ -515,7 +522,8 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
 
 def _gemm(schedule: Schedule, place: Placement, score: str) -> Gemm:
     if place.op == "GemmQK":
-        return Gemm(GemmKind.QK, score, "Q", "K", "Q", "K", place.stage)
+        adds = schedule.graph.has(LoadBias)
+        return Gemm(GemmKind.QK, score, "Q", "K", "Q", "K", place.stage, adds=adds)
     p_cursor = "P" if schedule.tiling.p_shared else None
     return Gemm(GemmKind.PV, "O", "P", "V", p_cursor, "V", place.stage)
 

@@ -482,6 +482,11 @@ class Machine:
                 f"needs {agent.role.needs} registers a thread, owns {agent.limit}"
             )
         values = {name: self._read_register(agent, name) for name in calc.reads}
+        if calc.cursor is not None:
+            name = self.program.ring(calc.cursor).name
+            spans = self.shared.spans(name, step.stage, agent.instance)
+            self._access(agent, Touch(spans, False, Proxy.GENERIC, Executor.ALL))
+            values[name] = self._value(self.shared.operand(name, step.stage, agent.instance))
         for name in calc.writes:
             self._check_idle(agent, name, "overwrites")
         written = self.domain.calc(calc, values, self._place(agent, step))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fa3gen.dtypes import DType
+from fa3gen.ir.bias import kernel_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.needs import (
     Setting,
@@ -47,15 +48,18 @@ def plan_memory(schedule: Schedule) -> Schedule:
     needs = shared_needs(spec, tiling.block_m, tiling.block_n, setting)
     taken = sum(needs.values()) - needs["O"] * (over is not None)
     room = setting.limits.shared_bytes - taken
+    scores = (tiling.block_m, padded_dim(tiling.block_n, spec.dtype))
+    _, bias = kernel_score(spec)
     buffers: list[BufferPlan] = []
     offset = 0
-    for tile, rows, cols, stages in (
-        ("Q", tiling.block_m, qk, _query_stages(tiling, room >= needs["Q"])),
-        ("K", tiling.block_n, qk, tiling.stages),
-        ("V", tiling.block_n, v, tiling.stages),
-        *([("P", tiling.block_m, padded_dim(tiling.block_n, spec.dtype), 1)] * tiling.p_shared),
+    for tile, rows, cols, dtype, stages in (
+        ("Q", tiling.block_m, qk, spec.dtype, _query_stages(tiling, room >= needs["Q"])),
+        ("K", tiling.block_n, qk, spec.dtype, tiling.stages),
+        ("V", tiling.block_n, v, spec.dtype, tiling.stages),
+        *([("Bias", *scores, bias.meta.dtype, tiling.stages)] if bias else []),
+        *([("P", *scores, spec.dtype, 1)] * tiling.p_shared),
     ):
-        buffers.append(BufferPlan(tile, offset, rows, cols, spec.dtype, stages, None))
+        buffers.append(BufferPlan(tile, offset, rows, cols, dtype, stages, None))
         offset += buffers[-1].bytes
     places = {buffer.tile: buffer.offset for buffer in buffers}
     at = places[over] if over else offset

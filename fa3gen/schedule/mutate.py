@@ -179,6 +179,8 @@ def _changes(program: Program, site: Site) -> Iterator[dict[str, Any]]:
             yield from ({"pending": pending + step} for step in (-1, 1))
         case TmaStoreWait(pending=pending):
             yield {"pending": pending + 1}
+        case Calc(cursor=str(cursor)) if program.ring(cursor).stages > 1:
+            yield {"shift": instruction.shift + 1}
         case Calc(keys=(begin, end)):
             yield from ({"keys": (begin, end + step)} for step in (-8, 8))
 
@@ -211,7 +213,7 @@ def harmless(program: Program, swap: Swap) -> str | None:
     """Why an exchange of neighbours keeps a Program right, if one of these reasons holds.
 
     An instruction is *private* if it touches nothing but its warpgroup's registers, products and
-    cursors. None but the last two reasons let two instructions pass that share a private resource.
+    cursors (and so not the shared tile of a bias). None but the last two reasons let two instructions pass that share a private resource.
     """
     first = tuple(instructions((swap.first,)))
     second = tuple(instructions((swap.second,)))
@@ -226,7 +228,7 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "releases later"
         if all(isinstance(i, (Expect, Load, Advance)) for i in (*first, *second)):
             return "loads into stages that are free in another order"
-        if any(all(isinstance(i, _PRIVATE) for i in side) for side in (first, second)):
+        if any(all(map(_is_private, side)) for side in (first, second)):
             return "passes private work that shares nothing with it"
         ends = any(isinstance(i, EndOfWork) for i in first)
         if not ends and all(isinstance(i, Expect) and _is_free_before(program, i) for i in second):
@@ -264,6 +266,11 @@ def _is_free_before(program: Program, expect: Expect) -> bool:
 _PRIVATE = (Advance, Calc, ClaimAhead, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)
 
 
+def _is_private(instruction: Instruction) -> bool:
+    shared = isinstance(instruction, Calc) and instruction.cursor is not None
+    return isinstance(instruction, _PRIVATE) and not shared
+
+
 def _conflict(program: Program, first: Instruction, second: Instruction) -> bool:
     """Whether two instructions of a warpgroup share a private resource, and one changes it."""
     reads, writes = _resources(program, first)
@@ -274,8 +281,8 @@ def _conflict(program: Program, first: Instruction, second: Instruction) -> bool
 def _resources(program: Program, instruction: Instruction) -> tuple[set[str], set[str]]:
     """Register tiles, cursors and queues of groups: what is read, and what is changed."""
     match instruction:
-        case Calc(reads=reads, writes=writes):
-            return {"grant", *reads}, set(writes)
+        case Calc(reads=reads, writes=writes, cursor=cursor):
+            return {"grant", *reads, *([f"cursor {cursor}"] if cursor else [])}, set(writes)
         case SetRegisters():
             return set(), {"grant"}
         case TmaStore() | TmaStoreCommit() | TmaStoreWait():
@@ -317,7 +324,7 @@ def _resources(program: Program, instruction: Instruction) -> tuple[set[str], se
 def _guarded(program: Program, site: Site) -> Predicate | None:
     """Which later instructions only this wait makes safe.
 
-    * a wait on a full barrier: the products that read the stage;
+    * a wait on a full barrier: the products or computations that read the stage;
     * a wait on an empty barrier: the load into the stage;
     * a wgmma wait: computations with the accumulator, and the release of the stage that was read,
       unless a later release covers that too (``_released_later``);
@@ -332,7 +339,10 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
         case Wait(cursor=cursor, empty=empty):
             if empty:
                 return lambda i: isinstance(i, Load) and i.cursor == cursor
-            return lambda i: isinstance(i, Gemm) and cursor in (i.a_cursor, i.b_cursor)
+            return lambda i: (
+                (isinstance(i, Gemm) and cursor in (i.a_cursor, i.b_cursor))
+                or (isinstance(i, Calc) and cursor == i.cursor)
+            )
         case WgmmaWait(retires=retires):
             rings = {
                 gemm.b_cursor
@@ -363,13 +373,13 @@ def _covered(program: Program, site: Site) -> Predicate | None:
     """Which earlier instructions only this arrival, commit or fence publishes, groups or orders.
 
     * an arrival on an empty barrier: the retirement of the products that read the stage, or of the
-      store of what lies over it; where a later release covers these too, the wait for the stage,
+      store of what lies over it, or the computation that reads it; where a later release covers these too, the wait for the stage,
       for an arrival must know that the phase before is over;
     * the announcement of bytes: the wait for the stage, for it starts the stage's next phase;
     * passing the turn on: taking it;
     * a commit: what it groups;
     * wgmma.fence: computations with operands of the products from here to the next fence;
-    * fence.proxy.async: the generic writes.
+    * fence.proxy.async: the generic accesses.
     """
     match site.instruction:
         case Arrive(cursor=cursor):
@@ -378,6 +388,8 @@ def _covered(program: Program, site: Site) -> Predicate | None:
                 if any(isinstance(i, Load) and i.cursor != i.buffer for i in _all(program)):
                     return None  # one thread's loads tell of its waits for other stages too
                 return lambda i: isinstance(i, Wait) and i.cursor == ring
+            if any(isinstance(i, Calc) and i.cursor == ring for i in _all(program)):
+                return lambda i: isinstance(i, Calc) and i.cursor == ring
             over = _lies_under_o(program, ring)
             reads = {g.accumulator for g in _gemms(program) if ring in (g.a_cursor, g.b_cursor)}
             return lambda i: (
@@ -394,7 +406,7 @@ def _covered(program: Program, site: Site) -> Predicate | None:
         case TmaStoreCommit():
             return lambda i: isinstance(i, TmaStore)
         case ProxyFence():
-            return lambda i: isinstance(i, StageOut)
+            return lambda i: isinstance(i, StageOut) or bool(isinstance(i, Calc) and i.cursor)
         case WgmmaFence():
             operands = _fenced_operands(program, site)
             return lambda i: bool(_touched(i) & operands)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sympy
 
 from fa3gen.dtypes import DType
-from fa3gen.ir.score import score_form
+from fa3gen.ir.bias import kernel_score
 from fa3gen.ir.staging import Rate, Staged, stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER, Arch
 from fa3gen.schedule.ranges import KeyBounds, key_bounds, row_keys
@@ -49,6 +49,9 @@ _O_OVER = {OStaging.APART: None, OStaging.OVER_Q: "Q", OStaging.OVER_V: "V"}
 _NO_PLACE = (
     "O cannot be staged there: over Q it needs head dims with v <= qk; over V a producer, overlap "
     "1 or 2, and stages that together have as many keys as the tile has rows"
+)
+_CUT_CHUNK = (
+    "tiles of {} are loaded in chunks of 64 keys: take a multiple of as many"
 )
 _REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
 _POSITION_REGISTERS = 2  # of a bias that depends on positions
@@ -136,7 +139,7 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
 def _formula_registers(spec: AttentionSpec) -> int:
     """Registers of a score formula and of a mask that is told element by element: what they keep
     of a work tile and its rows. A build that needs more takes a smaller tile."""
-    form = score_form(spec.score_expr)
+    form, _ = kernel_score(spec)
     found = 0
     if not form.plain:
         staged = stage_score(form)
@@ -178,10 +181,13 @@ def shared_needs(
     qk, v = (padded_dim(dim, spec.dtype) for dim in (spec.head_dim.qk, spec.head_dim.v))
     size, stages = spec.dtype.bytes, setting.stages
     p = {"P": block_m * padded_dim(block_n, spec.dtype) * size} if setting.p_shared else {}
+    _, found = kernel_score(spec)
+    bias = {"Bias": stages * block_m * block_n * found.meta.dtype.bytes} if found else {}
     return {
         "Q": block_m * qk * size,
         "K": stages * block_n * qk * size,
         "V": stages * block_n * v * size,
+        **bias,
         **p,
         "O": block_m * v * size,
         "barriers": HOPPER.tile_alignment,
@@ -232,6 +238,9 @@ def over_budget(
     places = _o_places(spec, rows_and_keys, setting)
     if not places:
         return _NO_PLACE
+    _, found = kernel_score(spec)
+    if found and block_n % padded_dim(1, found.meta.dtype):
+        return _CUT_CHUNK.format(found.meta.name)
     if setting.maxima is Maxima.LAZY and setting.overlap == 1 and block_n < _SERIAL_LAZY_KEYS:
         return _FEW_KEYS
     if _o_staging(spec, rows_and_keys, setting) is None:

@@ -24,6 +24,7 @@ import sympy
 
 from fa3gen.dtypes import DType
 from fa3gen.inputs import InputMeta
+from fa3gen.ir.bias import BiasTile
 from fa3gen.ir.score import ScoreForm
 
 __all__ = [
@@ -272,7 +273,7 @@ class WgmmaWait:
 
 @dataclass(frozen=True)
 class ProxyFence:
-    """fence.proxy.async: order generic shared-memory writes before async-proxy reads."""
+    """fence.proxy.async: order generic accesses of shared memory before the async proxy's."""
 
 
 @dataclass(frozen=True)
@@ -340,13 +341,14 @@ class EndOfWork:
 class GemmKind(enum.Enum):
     """The products of attention."""
 
-    QK = "S = Q K^T"
+    QK = "S (+)= Q K^T"
     PV = "O += P V"
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """Issue a warpgroup MMA: accumulator (op)= a * b. Asynchronous until its group retires."""
+    """Issue a warpgroup MMA: accumulator (op)= a * b. Asynchronous until its group retires. A
+    product P V adds to its accumulator, and Q K^T where it ``adds``."""
 
     kind: GemmKind
     accumulator: str
@@ -356,6 +358,7 @@ class Gemm:
     b_cursor: str
     skew: int = 0
     shift: int = 0
+    adds: bool = False
 
 
 class CalcKind(enum.Enum):
@@ -363,6 +366,7 @@ class CalcKind(enum.Enum):
 
     CLEAR = "O = 0, row_max = -inf, row_sum = 0"
     ROWS = "what formulas and masks take of the work tile and its rows"
+    START = "S = the bias over the softmax scale, for Q K^T to be added to"
     SCORE = "S = the formula of S"
     MASK = "S = S where kept, else -inf"
     ROW_MAX = "row_max' = max(row_max, rowmax S); alpha = 2^((row_max - row_max') scale_log2)"
@@ -391,13 +395,16 @@ class CalcKind(enum.Enum):
 @dataclass(frozen=True)
 class Calc:
     """A register computation; ``reads`` and ``writes`` are register tiles, ``keys`` the columns of
-    S from one to before another where it takes a part of them."""
+    S from one to before another where it takes a part of them. With a ``cursor`` it also reads the
+    warpgroup's rows of that shared tile (generic proxy)."""
 
     kind: CalcKind
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     skew: int = 0
     keys: tuple[int, int] | None = None
+    cursor: str | None = None
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -595,6 +602,7 @@ class Program:
     dtype: DType
     inputs: tuple[InputMeta, ...]
     score: ScoreForm
+    bias: BiasTile | None  # the input that products start from
     sink: str | None  # the input that joins each row's sum
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int
@@ -672,7 +680,7 @@ def _head(block: Block) -> str:
             return f"on instance {instance}"
 
 
-_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys")  # where they say nothing
+_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys", "cursor", "adds")  # where they say nothing
 
 
 def _show(node: Node, depth: int) -> str:

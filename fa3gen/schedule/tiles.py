@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 
 from fa3gen.errors import ScheduleError, UnsupportedError
-from fa3gen.ir.score import score_form
+from fa3gen.ir.bias import kernel_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate, rates_of, whole_share
 from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, product_dim
@@ -137,7 +137,7 @@ def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
     if knobs.maxima is not None:
         return knobs.maxima
     able = knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
-    if score_form(spec.score_expr).rises:  # each guess would fail
+    if kernel_score(spec)[0].rises:  # each guess would fail
         return Maxima.LAZY
     if able and whole_share(bounds) > _MOSTLY:
         return Maxima.SPECULATIVE

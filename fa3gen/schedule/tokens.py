@@ -8,7 +8,7 @@ from typing import Any
 
 from fa3gen.errors import VerificationError
 from fa3gen.schedule.machine import Place
-from fa3gen.schedule.program import Calc, CalcKind, Gemm, GemmKind
+from fa3gen.schedule.program import Calc, CalcKind, Gemm, GemmKind, Program
 from fa3gen.schedule.ranges import TileRange
 
 __all__ = ["Tokens"]
@@ -39,8 +39,9 @@ class Tokens:
     shift and of alpha as their tile, that of the row sum as what it is scaled to.
     """
 
-    def __init__(self, block_n: int, formula: bool = False) -> None:
-        self.block_n, self.formula = block_n, formula
+    def __init__(self, program: Program) -> None:
+        self.block_n = program.block_n
+        self.formula, self.bias = not program.score.plain, program.bias is not None
         self.stored: dict[tuple[str, int, int], int] = {}
 
     def poison(self) -> Any:
@@ -48,7 +49,7 @@ class Tokens:
         return _POISON
 
     def load(self, buffer: str, place: Place) -> Any:
-        """Q of the work tile; K or V of the KV tile."""
+        """Q of the work tile; K, V or bias of the KV tile."""
         return _Token(buffer, place.work, 0 if buffer == "Q" else place.tile)
 
     def slab(self, value: Any, instance: int) -> Any:
@@ -61,6 +62,10 @@ class Tokens:
         if gemm.kind is GemmKind.QK:
             _demand(a, "Q", place)
             _demand(b, "K", place, tile=place.tile)
+            if gemm.adds != self.bias:
+                raise VerificationError("the product and the bias do not know of each other")
+            if self.bias:
+                _demand(accumulator, "start", place, tile=place.tile)
             return _Token("S", place.work, place.tile, scored=not self.formula)
         _demand(a, "P", place, tile=place.tile)
         _demand(b, "V", place, tile=place.tile)
@@ -106,6 +111,10 @@ class Tokens:
                 }
             case CalcKind.ROWS:
                 return {"rows": _Token("rows", work)}
+            case CalcKind.START:
+                self._check_bias(registers, place)
+                (name,) = calc.writes
+                return {name: _Token("start", work, place.tile)}
             case CalcKind.SCORE:
                 (name, s) = _score(registers)
                 s = _demand(s, "S", place, tile=place.tile)
@@ -159,6 +168,9 @@ class Tokens:
                 _demand(registers["row_sum"], "row_sum", place, tile=count)
                 _demand(registers["row_max"], "row_max", place, tile=count)
                 return self._normalize(registers["O"], place)
+
+    def _check_bias(self, registers: dict[str, Any], place: Place) -> None:
+        _demand(registers.get("Bias"), "Bias", place, tile=place.tile)
 
     def _shift(
         self, keys: tuple[int, int], registers: dict[str, Any], place: Place
@@ -217,6 +229,8 @@ class Tokens:
     def _redo(self, registers: dict[str, Any], place: Place) -> dict[str, Any]:
         """The tile's maxima, sums and P, whether the guess was right or not; O with them."""
         _check_rows(registers, place)
+        if self.bias:
+            self._check_bias(registers, place)
         name, guess = _score(registers)
         tile = _demand(guess, "guess", place, tile=place.tile).tile
         for other in ("P", "tile_sum"):

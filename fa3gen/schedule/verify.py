@@ -56,7 +56,7 @@ def verify(program: Program) -> Proof:
 
 def verify_run(program: Program, work: tuple[TileRange, ...]) -> int:
     """Verify one choice of KV tile ranges for the CTA's work tiles; the number of steps run."""
-    tokens = Tokens(program.block_n, formula=not program.score.plain)
+    tokens = Tokens(program)
     monitor = HappensBefore(sum(role.instances for role in program.roles))
     try:
         machine = Machine(program, work, tokens, monitor)

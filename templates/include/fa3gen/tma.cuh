@@ -19,10 +19,10 @@ __device__ __forceinline__ void prefetch_map(CUtensorMap const& map) {
   asm volatile("prefetch.tensormap [%0];" :: "l"(reinterpret_cast<uint64_t>(&map)) : "memory");
 }
 
-// Load kChunks column chunks of kRows rows from (row, head, batch); bytes complete on the barrier.
+// Load kChunks column chunks of kRows rows from (row, head, batch) and `column` on; bytes complete on the barrier.
 template <int kChunks, int kRows, int kChunkColumns, class Element>
 __device__ __forceinline__ void tma_load(CUtensorMap const& map, uint64_t& barrier, Element* tile,
-                                         int row, int head, int batch, uint64_t eviction) {
+                                         int row, int head, int batch, uint64_t eviction, int column = 0) {
   uint32_t const arrival = cute::cast_smem_ptr_to_uint(&barrier);
 #pragma unroll 1
   for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ void tma_load(CUtensorMap const& map, uint64_t& barri
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
         ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
         :: "r"(target), "l"(reinterpret_cast<uint64_t>(&map)), "r"(arrival),
-           "r"(chunk * kChunkColumns), "r"(row), "r"(head), "r"(batch), "l"(eviction)
+           "r"(column + chunk * kChunkColumns), "r"(row), "r"(head), "r"(batch), "l"(eviction)
         : "memory");
   }
 }

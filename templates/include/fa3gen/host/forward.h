@@ -43,6 +43,7 @@ struct ForwardKernel {
   Box k;
   Box v;
   Box o;
+  Box bias{};
 };
 
 // A torch op, and its kernels in the order in which a call tries them; the last one takes any call.
@@ -54,6 +55,8 @@ struct ForwardOp {
   double score_factor;    // that scores are multiplied by, beside log2(e)
   bool score_is_product;  // and by the softmax scale, which else the score formula takes
   std::span<const InputArgument> inputs;
+  int bias;            // the input that products start from; -1 for none
+  double bias_factor;  // that it is multiplied by
   const ListsKernel* lists;  // lists KV tiles before the others run; null if they need no lists
   std::span<const ForwardKernel> kernels;
 
@@ -115,7 +118,8 @@ inline std::vector<Tensor> readable_inputs(const ForwardOp& op, const std::vecto
                                            const CallSizes& sizes) {
   std::vector<Tensor> readable;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    readable.push_back(readable_input(op.inputs[i], inputs[i], sizes));
+    const bool tiles = static_cast<int>(i) == op.bias;
+    readable.push_back((tiles ? readable_tiles : readable_input)(op.inputs[i], inputs[i], sizes));
   }
   return readable;
 }
@@ -197,6 +201,7 @@ inline ForwardParams make_params(const ForwardOp& op, const ForwardKernel& kerne
   params.lse = static_cast<float*>(tensors.lse.mutable_data_ptr());
   params.scale_log2 = static_cast<float>(op.score_factor * (op.score_is_product ? scale : 1.0) * M_LOG2E);
   params.scale = static_cast<float>(scale);
+  params.bias_factor = static_cast<float>(op.bias_factor / scale);
   params.groups = head_groups(op, kernel, params);
   params.heads_per_group = params.batch * params.heads / params.groups;
   params.q = global_tensor(tensors.q);
@@ -266,8 +271,18 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
   } else if (op.lists != nullptr) {
     lists = make_lists(op, kernel, forward_arguments, tensors.q, config.stream);
   }
-  void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, &forward_arguments};
-  check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments), "cudaLaunchKernelExC");
+  CUtensorMap tma_bias;
+  if (op.bias >= 0) {
+    const InputArgument& declared = op.inputs[op.bias];
+    tma_bias = encode_input_map({op.name, declared.name, tensors.inputs[op.bias]}, forward_arguments.inputs[op.bias],
+                                declared.rank, kernel.bias);
+  }
+  std::vector<void*> arguments = {&tma_q, &tma_k, &tma_v, &tma_o};
+  if (op.bias >= 0) {
+    arguments.push_back(&tma_bias);
+  }
+  arguments.push_back(&forward_arguments);
+  check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments.data()), "cudaLaunchKernelExC");
 }
 
 // out and lse in new tensors.

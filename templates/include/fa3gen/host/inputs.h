@@ -105,13 +105,55 @@ inline Tensor readable_input(const InputArgument& declared, const Tensor& tensor
   return rows;
 }
 
+// Whether TMA can load tiles of rows and keys in place, an input's last two dimensions.
+inline bool tiles_fit_tma(const Tensor& tensor, const CallSizes& call) {
+  const int row = tensor.dim() - 2, key = tensor.dim() - 1;
+  const bool whole = tensor.size(row) == call.seqlen_q && tensor.size(key) == call.seqlen_k;
+  if (!whole || tensor.stride(key) != 1 || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kTmaAlignment != 0) {
+    return false;
+  }
+  for (int dim = 0; dim <= row; ++dim) {
+    const int64_t bytes = tensor.stride(dim) * tensor.element_size();
+    const bool moves = bytes > 0 || dim < row;
+    if (tensor.size(dim) > 1 && (!moves || bytes % kTmaAlignment != 0 || bytes >= kTmaMaxStride)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The tensor itself where TMA can load its tiles, else one copy: whole in rows and keys, and of heads and batches that
+// share theirs one.
+inline Tensor readable_tiles(const InputArgument& declared, const Tensor& given, const CallSizes& call) {
+  const int row = declared.rank - 2;
+  Tensor tensor = given;
+  if (tensor.numel() == 0 || tiles_fit_tma(tensor, call)) {
+    return tensor;
+  }
+  std::vector<int64_t> full;
+  for (int dim = 0; dim < row; ++dim) {
+    if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) {
+      tensor = torch::stable::narrow(tensor, dim, 0, 1);
+    }
+    full.push_back(tensor.size(dim));
+  }
+  const int64_t unit = kTmaAlignment / static_cast<int64_t>(tensor.element_size());
+  full.push_back(call.seqlen_q);
+  full.push_back((call.seqlen_k + unit - 1) / unit * unit);
+  Tensor copy = allocate(tensor, full, declared.scalar);
+  Tensor keys = full.back() == call.seqlen_k ? copy : torch::stable::narrow(copy, row + 1, 0, call.seqlen_k);
+  torch::stable::copy_(keys, tensor);  // broadcasts
+  return keys;
+}
+
 // What the kernel is told. An empty input stands at `somewhere`, for what it gives is never kept.
 inline InputTensor input_tensor(const Tensor& tensor, const void* somewhere) {
   const bool empty = tensor.numel() == 0;
   InputTensor input{.data = empty ? somewhere : tensor.const_data_ptr()};
   for (int dim = 0; dim < tensor.dim(); ++dim) {
-    input.sizes[dim] = empty ? 1 : static_cast<int>(tensor.size(dim));
-    input.strides[dim] = empty || tensor.size(dim) == 1 ? 0 : tensor.stride(dim);
+    const bool one = empty || tensor.size(dim) == 1 || tensor.stride(dim) == 0;
+    input.sizes[dim] = one ? 1 : static_cast<int>(tensor.size(dim));
+    input.strides[dim] = one ? 0 : tensor.stride(dim);
   }
   return input;
 }

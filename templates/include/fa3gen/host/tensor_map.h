@@ -7,6 +7,7 @@
 
 #include "fa3gen/host/error.h"
 #include "fa3gen/host/tensor.h"
+#include "fa3gen/params.h"
 
 namespace fa3gen::host {
 
@@ -43,8 +44,28 @@ inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   return encoder;
 }
 
+// Descriptor of a tensor of 4 dimensions, fastest first. What a box reads past the end is zero.
+inline CUtensorMap encode_tiles(const Argument& argument, const void* base, CUtensorMapDataType type,
+                                const cuuint64_t (&sizes)[4], const cuuint64_t (&stride_bytes)[3], const Box& box,
+                                Access access) {
+  const cuuint32_t box_sizes[4] = {static_cast<cuuint32_t>(box.cols), static_cast<cuuint32_t>(box.rows), 1, 1};
+  const cuuint32_t element_strides[4] = {1, 1, 1, 1};
+  const auto promotion =
+      access == Access::kLoad ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_NONE;
+
+  CUtensorMap map;
+  const CUresult status =
+      tensor_map_encoder()(&map, type, 4, const_cast<void*>(base), sizes, stride_bytes, box_sizes, element_strides,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(box), promotion,
+                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    argument.broke("cuTensorMapEncodeTiled returned ", static_cast<int>(status));
+  }
+  return map;
+}
+
 // Descriptor of a (batch, seqlen, heads, head_dim) tensor in TMA's order, fastest first: (head_dim, seqlen,
-// heads, batch). What a box reads past the end is zero.
+// heads, batch).
 //
 // `base` is the tensor's address or, where the tensor is empty, any that is valid: no size may be 0 and no address
 // null, though nothing is read. A dimension of one element takes any stride, and torch's may be no multiple of 16.
@@ -65,20 +86,24 @@ inline CUtensorMap encode_tensor_map(const Argument& argument, const void* base,
       stride_bytes[i - 1] = static_cast<cuuint64_t>(bytes);
     }
   }
-  const cuuint32_t box_sizes[4] = {static_cast<cuuint32_t>(box.cols), static_cast<cuuint32_t>(box.rows), 1, 1};
-  const cuuint32_t element_strides[4] = {1, 1, 1, 1};
-  const auto promotion =
-      access == Access::kLoad ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_NONE;
+  return encode_tiles(argument, base, element.tma, sizes, stride_bytes, box, access);
+}
 
-  CUtensorMap map;
-  const CUresult status =
-      tensor_map_encoder()(&map, element.tma, 4, const_cast<void*>(base), sizes, stride_bytes, box_sizes,
-                           element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(box), promotion,
-                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) {
-    argument.broke("cuTensorMapEncodeTiled returned ", static_cast<int>(status));
+// Descriptor of an input (.., row, key) of two bytes an element, in TMA's order: (key, row, and up to two more). One
+// that is empty stands at an address where nothing is kept.
+inline CUtensorMap encode_input_map(const Argument& argument, const InputTensor& input, int rank, const Box& box) {
+  cuuint64_t sizes[4] = {1, 1, 1, 1};
+  cuuint64_t stride_bytes[3];
+  const int64_t key_bytes = int64_t{2} * input.sizes[rank - 1];
+  const int64_t unused_stride = (key_bytes + kTmaAlignment - 1) / kTmaAlignment * kTmaAlignment;
+  for (int i = 0; i < 4; ++i) {
+    const int dim = rank - 1 - i;
+    sizes[i] = static_cast<cuuint64_t>(dim < 0 ? 1 : input.sizes[dim]);
+    if (i > 0) {
+      stride_bytes[i - 1] = static_cast<cuuint64_t>(sizes[i] > 1 ? input.strides[dim] * 2 : unused_stride);
+    }
   }
-  return map;
+  return encode_tiles(argument, input.data, CU_TENSOR_MAP_DATA_TYPE_UINT16, sizes, stride_bytes, box, Access::kLoad);
 }
 
 }  // namespace fa3gen::host

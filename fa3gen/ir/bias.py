@@ -1,0 +1,78 @@
+"""BiasTile: an input that a score formula adds at each element's own row and key.
+
+``score + bias[b, h, row, k]`` is the product Q K^T on top of ``bias / scale``. So TMA loads a tile of
+the bias for each tile of scores, beside K; before the product a warpgroup reads its rows into the
+accumulators, whose layout ``ldmatrix`` gives; and the softmax is that of the formula without the bias.
+Read by each thread from global memory instead, it would keep the L1 busier than the products do the
+tensor core; added after the product, it would be part of the chain from product to product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+from sympy.core.function import AppliedUndef
+
+from fa3gen.dtypes import DType
+from fa3gen.inputs import InputMeta
+from fa3gen.ir.score import ScoreForm, score_form
+from fa3gen.spec import AttentionSpec, symbols
+
+__all__ = ["BiasTile", "kernel_score"]
+
+_LOADED = (DType.BF16, DType.FP16)  # elements of two bytes, which ldmatrix moves
+_HEADS = frozenset({symbols.b, symbols.h, symbols.hk})
+
+
+@dataclass(frozen=True)
+class BiasTile:
+    """The input, as the formula looks it up, and the constant that multiplies it."""
+
+    meta: InputMeta
+    lookup: Any
+    factor: float
+
+    @property
+    def heads(self) -> tuple[Any, Any]:
+        """The indices before row and key, outermost first; 0 where there are fewer."""
+        before = self.lookup.args[:-2]
+        return (sympy.Integer(0),) * (2 - len(before)) + before
+
+
+def kernel_score(spec: AttentionSpec) -> tuple[ScoreForm, BiasTile | None]:
+    """The formula that scores go through after their product, and the bias that starts the product,
+    if there is one: of several the first by name."""
+    score = spec.score_expr
+    metas = {meta.name: meta for meta in spec.input_metas}
+    for lookup in sorted(score.atoms(AppliedUndef), key=str):
+        meta = metas[lookup.func.__name__]
+        factor = _factor(score, lookup) if _has_tiles(lookup, meta) else None
+        if factor is not None:
+            bias = BiasTile(meta, lookup, float(factor))
+            return score_form(score.xreplace({lookup: sympy.Integer(0)})), bias
+    return score_form(score), None
+
+
+def _has_tiles(lookup: Any, meta: InputMeta) -> bool:
+    """Whether elements are looked up at their own row and key, of what a work tile has in common."""
+    if meta.dtype not in _LOADED or meta.shape[-2:] != ("row", "k"):
+        return False
+    *heads, row, key = lookup.args
+    known = all(index.free_symbols <= _HEADS and not index.has(AppliedUndef) for index in heads)
+    return known and (row, key) == (symbols.row, symbols.k)
+
+
+def _factor(score: Any, lookup: Any) -> Any | None:
+    """The constant c with which a formula f, free of the lookup, is f(score + c * lookup)."""
+    rest = score.xreplace({lookup: sympy.Integer(0)})
+    linear = sympy.expand(score)
+    coefficients = linear.coeff(lookup), linear.coeff(symbols.score)
+    ratio = coefficients[0] / coefficients[1] if coefficients[1] != 0 else sympy.nan
+    for factor in (sympy.Integer(1), ratio):
+        if factor.is_Rational and factor != 0:
+            moved = rest.xreplace({symbols.score: symbols.score + factor * lookup})
+            if sympy.expand(moved - score) == 0:
+                return factor
+    return None
