@@ -89,7 +89,7 @@ class LaunchView:
     persistent: bool
     claims: bool  # work tiles are claimed from a counter
     cta_per_sm: int
-    bias: int = -1  # the input that products start from
+    bias: int = -1  # the input that is added to products
     bias_factor: float = 0.0
 
 
@@ -118,7 +118,7 @@ class HostView:
     schema: str = ""
     plan_schema: str = ""
     lists: ListsView | None = None  # the kernel that lists KV tiles
-    bias: int = -1  # the input that products start from
+    bias: int = -1  # the input that is added to products
     bias_factor: str = "0.0"
 
 
@@ -170,7 +170,7 @@ class ScoreView:
 
 @dataclass(frozen=True)
 class BiasView:
-    """The input that products start from, and its indices before row and key, outermost first."""
+    """The input that is added to products, and its indices before row and key, outermost first."""
 
     name: str
     element: str
@@ -243,20 +243,12 @@ class KernelView:
 
     def scored_again(self, op: Calc) -> tuple[Node, ...]:
         """What makes scores of products that were computed again; nothing if they are scores."""
-        if self.program.score.plain:
-            return ()
         (scores, *_) = op.reads
-        return (Calc(CalcKind.SCORE, (scores, "rows"), (scores,), op.skew),)
+        bias = Calc(CalcKind.BIAS, (scores,), (scores,), op.skew, cursor=op.cursor)
+        formula = Calc(CalcKind.SCORE, (scores, "rows"), (scores,), op.skew)
+        biased, plain = op.cursor is not None, self.program.score.plain
+        return (*([bias] if biased else []), *([] if plain else [formula]))
 
-    def start(self, op: Calc, scores: str) -> str:
-        """What products start from, read from the tile of the bias."""
-        assert self.bias is not None and op.cursor is not None
-        rows = f"tSsBias{self.stage_elements('Bias', op.cursor)}"
-        return f"fa3gen::start_scores<{self.bias.element}>({scores}, {rows}, params.bias_factor);"
-
-    def start_again(self, op: Calc) -> str:
-        """The argument that has products computed again start from a bias; nothing if from zero."""
-        return "" if op.cursor is None else f", [&](auto& s) {{ {self.start(op, 's')} }}"
 
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
@@ -486,7 +478,7 @@ def _score(program: Program) -> ScoreView:
 
 
 def _bias(program: Program) -> BiasView | None:
-    """The bias that products start from, at indices inside its tensor."""
+    """The bias that is added to products, at indices inside its tensor."""
     if program.bias is None:
         return None
     meta, names = program.bias.meta, KernelNames(program.inputs)

@@ -1,10 +1,10 @@
 """BiasTile: an input that a score formula adds at each element's own row and key.
 
-``score + bias[b, h, row, k]`` is the product Q K^T on top of ``bias / scale``. So TMA loads a tile of
-the bias for each tile of scores, beside K; before the product a warpgroup reads its rows into the
-accumulators, whose layout ``ldmatrix`` gives; and the softmax is that of the formula without the bias.
-Read by each thread from global memory instead, it would keep the L1 busier than the products do the
-tensor core; added after the product, it would be part of the chain from product to product.
+For ``score + bias[b, h, row, k]`` TMA loads a tile of the bias for each tile of scores, beside K. A
+warpgroup reads its rows in the layout of its accumulators (``ldmatrix``) and adds ``bias / scale`` to
+the products, while the product with V of the tile before runs; what follows is the softmax of the
+formula without the bias. Read by each thread from global memory instead, the bias would keep the L1
+busier than the products do the tensor core. NOTES tells of other places for it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class BiasTile:
 
 
 def kernel_score(spec: AttentionSpec) -> tuple[ScoreForm, BiasTile | None]:
-    """The formula that scores go through after their product, and the bias that starts the product,
-    if there is one: of several the first by name."""
+    """The formula that scores go through after their product, and the bias that is added to it, if
+    there is one: of several the first by name."""
     score = spec.score_expr
     metas = {meta.name: meta for meta in spec.input_metas}
     for lookup in sorted(score.atoms(AppliedUndef), key=str):

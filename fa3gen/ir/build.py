@@ -9,6 +9,7 @@ from fa3gen.errors import UnsupportedError
 from fa3gen.ir.bias import kernel_score
 from fa3gen.ir.graph import Dependence, OpGraph
 from fa3gen.ir.ops import (
+    AddBias,
     ConvertP,
     Exp,
     GemmPV,
@@ -25,7 +26,6 @@ from fa3gen.ir.ops import (
     Scope,
     ScoreMod,
     Space,
-    StartS,
     StoreLSE,
     StoreO,
     Tile,
@@ -71,21 +71,21 @@ def build_forward(spec: AttentionSpec, block_m: int, block_n: int) -> OpGraph:
     keep = sympy.And(spec.mask_expr, sympy.Lt(K, SEQLEN_K))
 
     form, bias = kernel_score(spec)
-    product = GemmQK((q, k), (s,))
-    start: tuple[TileOp, ...] = ()
+    loads: tuple[TileOp, ...] = ()
+    adds: tuple[TileOp, ...] = ()
     if bias:
         tiles = [
             Tile(name, block_m, block_n, bias.meta.dtype, space)
             for name, space in (("Bias_global", Space.GLOBAL), ("Bias", shared))
         ]
-        start = (LoadBias((tiles[0],), (tiles[1],)), StartS((tiles[1],), (s,)))
-        product = GemmQK((q, k, s), (s,))
+        loads, adds = (LoadBias((tiles[0],), (tiles[1],)),), (AddBias((s, tiles[1]), (s,)),)
     ops: tuple[TileOp, ...] = (
         LoadQ((q_global,), (q,)),
         LoadK((k_global,), (k,)),
         LoadV((v_global,), (v,)),
-        *start,
-        product,
+        *loads,
+        GemmQK((q, k), (s,)),
+        *adds,
         *(() if form.plain else (ScoreMod((s,), (s,), form),)),
         Mask((s,), (s,), keep),
         RowMax((s, row_max), (row_max, alpha)),

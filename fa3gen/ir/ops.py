@@ -17,6 +17,7 @@ from fa3gen.dtypes import DType
 from fa3gen.ir.score import PLAIN, ScoreForm
 
 __all__ = [
+    "AddBias",
     "ConvertP",
     "Exp",
     "GemmPV",
@@ -33,7 +34,6 @@ __all__ = [
     "Scope",
     "ScoreMod",
     "Space",
-    "StartS",
     "StoreLSE",
     "StoreO",
     "Tile",
@@ -138,10 +138,6 @@ class LoadBias(_Load):
     """Tile of an input that is added to the scores: (m, n)."""
 
 
-class StartS(TileOp):
-    """S = the bias over the softmax scale, which Q K^T is added to."""
-
-
 class _Gemm(TileOp):
     """A warpgroup MMA, asynchronous from issue to wait."""
 
@@ -159,11 +155,21 @@ class _Gemm(TileOp):
 
 
 class GemmQK(_Gemm):
-    """S (+)= Q K^T: (m, n) fp32."""
+    """S = Q K^T: (m, n) fp32."""
 
 
 class GemmPV(_Gemm):
     """O += P V: (m, head_dim_v) fp32."""
+
+
+class AddBias(TileOp):
+    """S = S + the bias over the softmax scale."""
+
+    unit = Unit.FMA
+
+    @property
+    def cycles(self) -> int:
+        return -(-2 * self.writes[0].elements // 128)  # conversion, multiply-add
 
 
 @dataclass(frozen=True)

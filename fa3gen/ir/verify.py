@@ -44,7 +44,7 @@ def _check_dependences(graph: OpGraph, names: set[str]) -> None:
 
 def _check_shapes(graph: OpGraph) -> None:
     qk, pv = graph.op(GemmQK), graph.op(GemmPV)
-    q, k = qk.reads[:2]
+    q, k = qk.reads
     if (q.rows, k.rows, q.cols) != (qk.writes[0].rows, qk.writes[0].cols, k.cols):
         raise GraphError(f"GemmQK shapes do not match: {q} x {k} -> {qk.writes[0]}")
     p, v = pv.reads[:2]

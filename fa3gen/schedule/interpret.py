@@ -326,8 +326,7 @@ class _Tensors:
         b_buffer = self.program.buffer(gemm.b)
         b = operands[1].expand(b_buffer.rows, b_buffer.cols)
         if gemm.kind is GemmKind.QK:
-            product = operands[0].expand(HOPPER.wgmma_rows, b_buffer.cols) @ b.T
-            return accumulator + product if gemm.adds else product
+            return operands[0].expand(HOPPER.wgmma_rows, b_buffer.cols) @ b.T
         p = operands[0].expand(HOPPER.wgmma_rows, b_buffer.rows)
         return torch.addmm(accumulator, p, b)
 
@@ -351,8 +350,8 @@ class _Tensors:
                 return {name: s}
             case CalcKind.ADD_SUM:
                 return {"row_sum": row_sum + s.sum(-1, keepdim=True)}
-            case CalcKind.START:
-                return {calc.writes[0]: self._start(registers)}
+            case CalcKind.BIAS:
+                return {name: s + self._bias(registers)}
             case CalcKind.SCORE:
                 return {name: self._formula(s, place)}
             case CalcKind.MASK:
@@ -406,8 +405,8 @@ class _Tensors:
         work = self.work[place.work]
         return self.call.kept(work, self._first_row(place), self._first_key(place))
 
-    def _start(self, registers: dict[str, Tensor]) -> Tensor:
-        """What products are added to, of the tile of a bias."""
+    def _bias(self, registers: dict[str, Tensor]) -> Tensor:
+        """What is added to products, of the tile of a bias."""
         bias = registers["Bias"].expand(HOPPER.wgmma_rows, self.program.buffer("Bias").cols)
         return bias[:, : self.program.block_n] * self.call.bias_factor
 
@@ -477,7 +476,7 @@ class _Tensors:
         q = self.call.load("Q", work, self._first_row(place))[: HOPPER.wgmma_rows]
         products = q @ self.load("K", place).T
         if self.program.bias is not None:
-            products = self._start(registers) + products
+            products = products + self._bias(registers)
         again = self._formula(products, place)
         newer = torch.maximum(row_max, again.amax(-1, keepdim=True))
         alpha = self._exp2_above(row_max, newer)

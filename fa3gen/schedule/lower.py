@@ -91,7 +91,7 @@ class _Step:
 
 
 _CALCS: dict[str, tuple[_Step, ...]] = {
-    "StartS": (_Step(CalcKind.START, (), ("{S}",)),),
+    "AddBias": (_Step(CalcKind.BIAS, ("{S}",), ("{S}",)),),
     "ScoreMod": (_Step(CalcKind.SCORE, ("{S}",), ("{S}",)),),
     "Mask": (_Step(CalcKind.MASK, ("{S}",), ("{S}",)),),
     "RowMax": (_Step(CalcKind.ROW_MAX, ("{S}", "row_max"), ("row_max", "alpha")),),
@@ -118,7 +118,8 @@ _LAZY_CALCS = _CALCS | {  # exponentials of the first part run beside the shift 
 _MAXIMA = {Maxima.EXACT: _CALCS, Maxima.LAZY: _LAZY_CALCS, Maxima.SPECULATIVE: _CALCS}
 
 _GUESS = ("{S}", "P", "tile_sum")
-_FULL_CALCS = dict.fromkeys(_CALCS, ()) | {"StartS": _CALCS["StartS"]} | {  # of tiles that need no mask, where maxima are guessed
+_FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where maxima are guessed
+    "AddBias": _CALCS["AddBias"],
     "Exp": (_Step(CalcKind.SPECULATE, ("{S}", "row_max"), _GUESS),),
     "ConvertP": (
         _Step(
@@ -487,7 +488,7 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
     places = [p for p in schedule.of_role(RoleName.CONSUMER) if p.stage in stages]
     first = stages.start == 0 and len(stages) <= schedule.depth
     products = [place for place in places if place.op in ("GemmQK", "GemmPV")]
-    readers = (CalcKind.START, *([CalcKind.REDO] if part.guesses else []))  # of a bias
+    readers = (CalcKind.BIAS, *([CalcKind.REDO] if part.guesses else []))  # of a bias
     emit.next_iteration()
     for place in places:
         score = names[(part.t - place.stage) % len(names)]
@@ -522,8 +523,7 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
 
 def _gemm(schedule: Schedule, place: Placement, score: str) -> Gemm:
     if place.op == "GemmQK":
-        adds = schedule.graph.has(LoadBias)
-        return Gemm(GemmKind.QK, score, "Q", "K", "Q", "K", place.stage, adds=adds)
+        return Gemm(GemmKind.QK, score, "Q", "K", "Q", "K", place.stage)
     p_cursor = "P" if schedule.tiling.p_shared else None
     return Gemm(GemmKind.PV, "O", "P", "V", p_cursor, "V", place.stage)
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fa3gen.ir.ops import GemmPV, GemmQK, LoadBias, LoadK, LoadV, Scope, StartS
+from fa3gen.ir.ops import GemmPV, GemmQK, LoadBias, LoadK, LoadV, Scope
 from fa3gen.schedule.schedule import Placement, RoleName, Schedule
 
 __all__ = ["place"]
@@ -34,17 +34,13 @@ def place(schedule: Schedule) -> Schedule:
     loads = [op for op in loop if isinstance(op, (LoadK, LoadV, LoadBias))]
     late = schedule.tiling.overlap - 1  # stage of PV
     stage = {op.name: max(late - 1, 0) for op in loop}  # of the softmax
-    stage |= {op.name: 0 for op in loop if isinstance(op, (GemmQK, LoadK, StartS, LoadBias))}
+    stage |= {op.name: 0 for op in loop if isinstance(op, (GemmQK, LoadK))}
     stage |= {op.name: late for op in loop if isinstance(op, (GemmPV, LoadV))}
     consumer = [op for op in loop if op not in loads]
     if late:
         products = [op for op in consumer if isinstance(op, (GemmQK, GemmPV))]
-        start = [op for op in consumer if isinstance(op, StartS)]
-        softmax = [op for op in consumer if op not in products + start]
-        if late == 1 and start:
-            consumer = [products[1], *start, products[0], *softmax]
-        else:
-            consumer = start + (products if late == 1 else products[::-1]) + softmax
+        softmax = [op for op in consumer if op not in products]
+        consumer = (products if late == 1 else products[::-1]) + softmax
     placed = [
         Placement(op.name, role, stage[op.name], slot)
         for role, ops in ((RoleName.PRODUCER, loads), (RoleName.CONSUMER, consumer))

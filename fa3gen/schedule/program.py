@@ -341,14 +341,13 @@ class EndOfWork:
 class GemmKind(enum.Enum):
     """The products of attention."""
 
-    QK = "S (+)= Q K^T"
+    QK = "S = Q K^T"
     PV = "O += P V"
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """Issue a warpgroup MMA: accumulator (op)= a * b. Asynchronous until its group retires. A
-    product P V adds to its accumulator, and Q K^T where it ``adds``."""
+    """Issue a warpgroup MMA: accumulator (op)= a * b. Asynchronous until its group retires."""
 
     kind: GemmKind
     accumulator: str
@@ -358,7 +357,6 @@ class Gemm:
     b_cursor: str
     skew: int = 0
     shift: int = 0
-    adds: bool = False
 
 
 class CalcKind(enum.Enum):
@@ -366,7 +364,7 @@ class CalcKind(enum.Enum):
 
     CLEAR = "O = 0, row_max = -inf, row_sum = 0"
     ROWS = "what formulas and masks take of the work tile and its rows"
-    START = "S = the bias over the softmax scale, for Q K^T to be added to"
+    BIAS = "S = S + the bias over the softmax scale"
     SCORE = "S = the formula of S"
     MASK = "S = S where kept, else -inf"
     ROW_MAX = "row_max' = max(row_max, rowmax S); alpha = 2^((row_max - row_max') scale_log2)"
@@ -602,7 +600,7 @@ class Program:
     dtype: DType
     inputs: tuple[InputMeta, ...]
     score: ScoreForm
-    bias: BiasTile | None  # the input that products start from
+    bias: BiasTile | None  # the input that is added to products
     sink: str | None  # the input that joins each row's sum
     keep: sympy.Basic  # of an element (q, k), the bound by seqlen_k included
     threads: int
@@ -680,7 +678,7 @@ def _head(block: Block) -> str:
             return f"on instance {instance}"
 
 
-_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys", "cursor", "adds")  # where they say nothing
+_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys", "cursor")  # where they say nothing
 
 
 def _show(node: Node, depth: int) -> str:

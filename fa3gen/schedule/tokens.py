@@ -23,7 +23,8 @@ class _Token:
     work: int
     tile: int = 0
     scaled: int = 0
-    scored: bool = False  # S has gone through the formula, and the mask
+    biased: bool = False  # S has its bias, has gone through the formula, and the mask
+    scored: bool = False
     masked: bool = False
     shifted: int = 0  # keys of S from which the shift is subtracted, and those raised to 2^S
     raised: int = 0
@@ -62,11 +63,8 @@ class Tokens:
         if gemm.kind is GemmKind.QK:
             _demand(a, "Q", place)
             _demand(b, "K", place, tile=place.tile)
-            if gemm.adds != self.bias:
-                raise VerificationError("the product and the bias do not know of each other")
-            if self.bias:
-                _demand(accumulator, "start", place, tile=place.tile)
-            return _Token("S", place.work, place.tile, scored=not self.formula)
+            biased, scored = not self.bias, not self.formula
+            return _Token("S", place.work, place.tile, biased=biased, scored=scored)
         _demand(a, "P", place, tile=place.tile)
         _demand(b, "V", place, tile=place.tile)
         _demand(accumulator, "O", place, tile=place.tile)
@@ -111,10 +109,13 @@ class Tokens:
                 }
             case CalcKind.ROWS:
                 return {"rows": _Token("rows", work)}
-            case CalcKind.START:
+            case CalcKind.BIAS:
+                (name, s) = _score(registers)
+                s = _demand(s, "S", place, tile=place.tile)
                 self._check_bias(registers, place)
-                (name,) = calc.writes
-                return {name: _Token("start", work, place.tile)}
+                if s.biased:
+                    raise VerificationError("adds a bias to scores that have theirs")
+                return {name: replace(s, biased=True)}
             case CalcKind.SCORE:
                 (name, s) = _score(registers)
                 s = _demand(s, "S", place, tile=place.tile)
@@ -125,7 +126,7 @@ class Tokens:
                 _check_rows(registers, place)
                 (name, s) = _score(registers)
                 s = _demand(s, "S", place, tile=place.tile)
-                if not s.scored:
+                if not (s.scored and s.biased):
                     raise VerificationError("masks scores before their formula, which may undo it")
                 return {name: replace(s, masked=True)}
             case CalcKind.ROW_MAX:
@@ -319,13 +320,13 @@ def _check_rows(registers: dict[str, Any], place: Place) -> None:
 
 
 def _check_raw(s: _Token) -> None:
-    if s.scored:
-        raise VerificationError("takes the formula of scores that have gone through it")
+    if s.scored or not s.biased:
+        raise VerificationError("takes the formula of scores that lack a bias or have had it")
 
 
 def _check_masked(s: _Token, place: Place) -> None:
     """Scores must have gone through their formula, and outside the full tiles been masked."""
-    if not s.scored:
+    if not (s.scored and s.biased):
         raise VerificationError("the scores have not gone through their formula")
     index = place.range.end - 1 - s.tile
     if not s.masked and not place.range.full_begin <= index < place.range.full_end:

@@ -1,4 +1,4 @@
-// A bias that products start from: S = bias / softmax scale, to which Q K^T is added.
+// A bias that is added to products: S = S + bias / softmax scale.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +48,9 @@ __device__ __forceinline__ float2 unpack(uint32_t pair) {
   }
 }
 
-// S = bias * factor; S is (2 keys, 2 rows, n / 8) of this thread.
+// S = S + bias * factor; S is (2 keys, 2 rows, n / 8) of this thread.
 template <class Bias, class Accumulator, int kTileRows>
-__device__ __forceinline__ void start_scores(Accumulator& scores, BiasRows<kTileRows> const& bias, float factor) {
+__device__ __forceinline__ void add_bias(Accumulator& scores, BiasRows<kTileRows> const& bias, float factor) {
 #pragma unroll
   for (int group = 0; group < cute::size<2>(scores); group += 2) {
     uint32_t pairs[2][2];
@@ -60,8 +60,8 @@ __device__ __forceinline__ void start_scores(Accumulator& scores, BiasRows<kTile
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float2 const two = unpack<Bias>(pairs[half][r]);
-        scores(0, r, group + half) = two.x * factor;
-        scores(1, r, group + half) = two.y * factor;
+        scores(0, r, group + half) = fmaf(two.x, factor, scores(0, r, group + half));
+        scores(1, r, group + half) = fmaf(two.y, factor, scores(1, r, group + half));
       }
     }
   }

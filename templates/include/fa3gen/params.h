@@ -48,7 +48,7 @@ struct ForwardParams {
   GlobalTensor q;
   GlobalTensor k;
   float scale;          // softmax scale
-  float bias_factor;    // what a bias that products start from is multiplied by: a constant over the softmax scale
+  float bias_factor;    // what the bias is multiplied by, to be added to products: a constant over the softmax scale
 };
 
 }  // namespace fa3gen

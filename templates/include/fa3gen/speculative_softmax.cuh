@@ -89,17 +89,12 @@ __device__ __forceinline__ void warp_mma(float* d, uint32_t const (&a)[4], uint2
   }
 }
 
-struct StartAtZero {
-  template <class Accumulator>
-  __device__ __forceinline__ void operator()(Accumulator& scores) const { cute::clear(scores); }
-};
-
-// S = Q K^T, from where `start` sets it, of this warp's 16 rows, from global memory. `row`: the warpgroup's first, `key`: the
+// S = Q K^T of this warp's 16 rows, from global memory. `row`: the warpgroup's first, `key`: the
 // tile's first key. The accumulator of mma.sync has the layout of wgmma's. A product sums over its
 // columns in any order, so that a lane takes 4 in a row of each 16, of Q and of K alike.
-template <class Element, int kHeadDim, class Accumulator, class Start = StartAtZero>
+template <class Element, int kHeadDim, class Accumulator>
 __device__ __forceinline__ void recompute_scores(Accumulator& scores, ForwardParams const& params,
-                                                 WorkTile tile, int row, int key, Start const& start = {}) {
+                                                 WorkTile tile, int row, int key) {
   constexpr int kBlock = 16;  // columns of a product
   constexpr int kGroup = 8;   // keys of one
   // Addresses follow from here alone: the compiler would find them before the loop over KV tiles, and
@@ -117,7 +112,7 @@ __device__ __forceinline__ void recompute_scores(Accumulator& scores, ForwardPar
   Element const* const upper = at(params.q, tile.batch, tile.head, min(row, last));
   Element const* const lower = at(params.q, tile.batch, tile.head, min(row + 8, last));
   Element const* const keys = at(params.k, tile.batch, tile.kv_head, key + line);
-  start(scores);
+  cute::clear(scores);
 #pragma unroll 1
   for (int block = 0; block < kHeadDim; block += kBlock) {
     bool const inside = kHeadDim % kBlock == 0 || block + column < kHeadDim;
