@@ -53,6 +53,8 @@ class LaunchView:
     persistent: bool = True
     claims: bool = False
     cta_per_sm: int = 1
+    bias: int = -1
+    bias_factor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class HostView:
     schema: str = ""
     plan_schema: str = ""
     lists: None = None
+    bias: int = -1
+    bias_factor: str = "0.0"
 
 
 def host_with_inputs(*inputs: InputMeta) -> codegen.HostView:

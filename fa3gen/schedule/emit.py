@@ -319,11 +319,11 @@ class Emitter:
     ) -> None:
         """A register computation, after the products it needs have retired; ``ring``: of a shared
         tile that it reads too."""
+        if ring is not None:
+            self.acquire(ring)
         # what it reads first: the stage of S's product is released while what it overwrites flies
         self._retire_for(list(reads))
         self._retire_for(list(writes))
-        if ring is not None:
-            self.acquire(ring)
         self.append(Calc(kind, reads, writes, skew, keys, ring))
         self.touched |= self.fenced & {*reads, *writes}
         branches = kind in (CalcKind.SHIFT, CalcKind.REDO)  # past their votes nothing moves

@@ -54,6 +54,7 @@ _CUT_CHUNK = (
     "tiles of {} are loaded in chunks of 64 keys: take a multiple of as many"
 )
 _REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
+_BIAS_REGISTERS = 8  # addresses and temporaries of a bias that is loaded
 _POSITION_REGISTERS = 2  # of a bias that depends on positions
 _ELEMENT_REGISTERS = 6  # temporaries of masks by elements
 _DIVISION_REGISTERS = 24  # more where the mask divides by other than a power of two
@@ -123,6 +124,7 @@ def register_needs(spec: AttentionSpec, block_n: int, setting: Setting) -> dict[
     rows_per_register = HOPPER.warpgroup // HOPPER.wgmma_rows
     guesses = setting.maxima is Maxima.SPECULATIVE
     extra += _redo_registers(spec, block_n) if guesses else 0
+    extra += _BIAS_REGISTERS if kernel_score(spec)[1] else 0
     p = block_n // rows_per_register * spec.dtype.bytes // 4
     if setting.overlap == 1:  # as scores turn into it, for no others are in flight
         p = p // 2 if guesses else 0  # half of it before scores are free, in builds tried

@@ -27,6 +27,7 @@ _LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
 _MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is worth its code
 _LISTED_KEYS = 128  # at most, of tiles that are listed: edges cut longer ones more often
 _LISTED_CLOSE = 1.03  # for documents of usual lengths end where whole tiles do
+_BIASED_CLOSE = 1.05  # for with fewer keys products read shared memory as fast as it can be read
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
 
@@ -79,6 +80,7 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
     keys = [tile.n] if tile and tile.n else [n for n in _KEYS if n <= most]
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
     pace = rates_of(setting.maxima)
+    biased = _BIASED_CLOSE if kernel_score(spec)[1] else 1.0
     for rows in _query_rows(spec):  # a second list only where nothing of the first fits
         tiles = list(itertools.product(rows, keys))
         problems = {shape: over_budget(spec, shape, setting) for shape in tiles}
@@ -91,7 +93,7 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
             }
             candidates = [Candidate(shape, cost) for shape, cost in costs.items()]
             candidates.sort(key=lambda c: (c.cost.cycles_per_row, -c.tile[1]))
-            close = max(pace.close, _LISTED_CLOSE) if bounds.listed else pace.close
+            close = max(pace.close, _LISTED_CLOSE if bounds.listed else 1.0, biased)
             enough = candidates[0].cost.cycles_per_row * close
             whole = [c for c in candidates if not c.tile[1] % _WHOLE_KEYS]
             best = next((c for c in whole if c.cost.cycles_per_row < enough), candidates[0])

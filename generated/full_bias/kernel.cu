@@ -6,13 +6,13 @@
 //   mask        full
 //   work tile   128 queries by 128 keys a step
 //   warpgroups  1 producer (TMA), 2 consumers of 64 queries
-//   rings       2 of Q, 2 of K, 2 of V
+//   rings       1 of Q, 2 of K, 2 of V, 2 of bias
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
 //   maxima      followed in masked tiles, else where sums of exponentials are too large
 //   grid        CTA i takes work tiles i, i + grid, ...
-//   shared      229456 bytes
+//   shared      229488 bytes
 //   registers   producer 24, consumers 240
 #include <cuda.h>
 
@@ -21,9 +21,8 @@
 #include <fa3gen/barrier.cuh>
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
+#include <fa3gen/bias.cuh>
 #include <fa3gen/elements.cuh>
-#include <fa3gen/score.cuh>
-#include <fa3gen/speculative_score.cuh>
 #include <fa3gen/speculative_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
@@ -51,19 +50,25 @@ constexpr int kThreads = 384;
 constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 2;
 constexpr int kChunksV = 2;
-constexpr int kQOffset = 0;  // 128 x 128, 2 stages
-constexpr int kKOffset = 65536;  // 128 x 128, 2 stages
-constexpr int kVOffset = 131072;  // 128 x 128, 2 stages
-constexpr int kOOffset = 196608;  // 128 x 128
+constexpr int kQOffset = 0;  // 128 x 128
+constexpr int kKOffset = 32768;  // 128 x 128, 2 stages
+constexpr int kVOffset = 98304;  // 128 x 128, 2 stages
+constexpr int kBiasOffset = 163840;  // 128 x 128, 2 stages
+constexpr int kOOffset = 0;  // 128 x 128
 constexpr int kQFullOffset = 229376;
+constexpr int kQEmptyOffset = 229384;
 constexpr int kKFullOffset = 229392;
 constexpr int kKEmptyOffset = 229408;
 constexpr int kVFullOffset = 229424;
 constexpr int kVEmptyOffset = 229440;
-constexpr int kSharedBytes = 229456;
+constexpr int kBiasFullOffset = 229456;
+constexpr int kBiasEmptyOffset = 229472;
+constexpr int kSharedBytes = 229488;
 constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
+constexpr int kChunksBias = kBlockN / kChunk;
+constexpr int kStageBias = kBlockM * kBlockN;
 constexpr int kUnit = 8;  // elements in 16 bytes, the unit of matrix descriptors
 static_assert(kSharedBytes <= 232448, "a CTA's part of the dynamic shared memory of an SM");
 
@@ -144,53 +149,15 @@ struct Params : ForwardParams {
   Inputs inputs;
 };
 
-// The score: what the formula makes of an element of Q K^T: an exponent of 2.
-struct Score {
-  static constexpr bool kBiased = true;  // whether values are exponents of 2
-  static constexpr bool kCapped = false;  // whether they are tanh(slope() * product)
-  static constexpr bool kHasFar = false;  // whether far() is another formula's way
-  Params const& params;
-  int const first_row;  // of this thread's rows, which are 8 apart
-  int const b, h;
-
-  // What a work tile and its rows share.
-  CUTE_DEVICE Score(fa3gen::WorkTile const& tile, int first_row, Params const& params)
-      : params(params), first_row(first_row), b(tile.batch), h(tile.head) {
-    [[maybe_unused]] int const b = tile.batch, h = tile.head, hk = tile.kv_head;
-  }
-
-  // What a row shares in a KV tile, whose first key of this thread is k.
-  struct Base {
-    float bias;
-  };
-  CUTE_DEVICE Base base([[maybe_unused]] int r, [[maybe_unused]] int k) const {
-    [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    return {0.0f};
-  }
-
-  // What both rows of this thread share at key k, `offset` after its first of the KV tile.
-  struct Column {
-  };
-  CUTE_DEVICE Column column([[maybe_unused]] int k, [[maybe_unused]] int offset) const {
-    return {};
-  }
-
-  // What row r looks up at key k, `offset` after this thread's first, and at the next.
-  struct Pair {
-    fa3gen::Two<float> p0;
-  };
-  CUTE_DEVICE Pair pair([[maybe_unused]] int r, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
-    [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    return {fa3gen::look_up_pair<__nv_bfloat16>(params.inputs.bias_, params.seqlen_k, k, offset, b, h, fa3gen::at_most(row, params.inputs.bias_.sizes[2] - 1))};
-  }
-
-  // Row r of this thread and key k, number i of a pair, which is `offset` after its first of the KV tile.
-  CUTE_DEVICE float operator()(float product, [[maybe_unused]] int r, [[maybe_unused]] Base const& base,
-      [[maybe_unused]] Column const& column, [[maybe_unused]] Pair const& pair, [[maybe_unused]] int i, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
-    [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    return fmaf(product, params.scale_log2, base.bias + pair.p0[i] * fa3gen::kLog2e);
-  }
-};
+// The indices of bias before row and key that a work tile takes
+CUTE_DEVICE int bias_outer(fa3gen::WorkTile const& tile, Params const& params) {
+  [[maybe_unused]] int const b = tile.batch, h = tile.head, hk = tile.kv_head;
+  return fa3gen::inside(b, params.inputs.bias_.sizes[0]);
+}
+CUTE_DEVICE int bias_inner(fa3gen::WorkTile const& tile, Params const& params) {
+  [[maybe_unused]] int const b = tile.batch, h = tile.head, hk = tile.kv_head;
+  return fa3gen::inside(h, params.inputs.bias_.sizes[1]);
+}
 
 // The mask: the keys that query row `row` keeps. Position q is the row's, aligned to the last key.
 CUTE_DEVICE fa3gen::RowKeys keep(int row, Params const& params) {
@@ -215,29 +182,38 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
     __grid_constant__ CUtensorMap const tma_k,
     __grid_constant__ CUtensorMap const tma_v,
     __grid_constant__ CUtensorMap const tma_o,
+    __grid_constant__ CUtensorMap const tma_bias,
     __grid_constant__ Params const params) {
   // Shared memory
   extern __shared__ __align__(1024) uint8_t shared[];
   Element* const sQ = reinterpret_cast<Element*>(shared + kQOffset);
   Element* const sK = reinterpret_cast<Element*>(shared + kKOffset);
   Element* const sV = reinterpret_cast<Element*>(shared + kVOffset);
+  Element* const sBias = reinterpret_cast<Element*>(shared + kBiasOffset);
   Element* const sO = reinterpret_cast<Element*>(shared + kOOffset);
-  auto& q_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kQFullOffset);
+  auto& q_full = *reinterpret_cast<uint64_t(*)[1]>(shared + kQFullOffset);
+  auto& q_empty = *reinterpret_cast<uint64_t(*)[1]>(shared + kQEmptyOffset);
   auto& k_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kKFullOffset);
   auto& k_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kKEmptyOffset);
   auto& v_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kVFullOffset);
   auto& v_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kVEmptyOffset);
+  auto& bias_full = *reinterpret_cast<uint64_t(*)[2]>(shared + kBiasFullOffset);
+  auto& bias_empty = *reinterpret_cast<uint64_t(*)[2]>(shared + kBiasEmptyOffset);
   // Descriptors and barriers
   if (threadIdx.x == 0) {
     fa3gen::prefetch_map(tma_q);
     fa3gen::prefetch_map(tma_k);
     fa3gen::prefetch_map(tma_v);
     fa3gen::prefetch_map(tma_o);
+    fa3gen::prefetch_map(tma_bias);
     fa3gen::init_barriers(q_full, 1);
+    fa3gen::init_barriers(q_empty, 2);
     fa3gen::init_barriers(k_full, 1);
     fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
     fa3gen::init_barriers(v_empty, 8);
+    fa3gen::init_barriers(bias_full, 1);
+    fa3gen::init_barriers(bias_empty, 8);
     fa3gen::fence_barrier_init();
   }
   __syncthreads();
@@ -246,9 +222,10 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
     // TMA warpgroup: one thread loads Q, K and V
     fa3gen::shrink_registers<24>();
     if (threadIdx.x == 0) {
-      fa3gen::Ring<2> q;
+      fa3gen::Ring<1> q;
       fa3gen::Ring<2> k;
       fa3gen::Ring<2> v;
+      fa3gen::Ring<2> bias;
       for (int index = blockIdx.x; index < params.work_tiles; index += gridDim.x) {
         fa3gen::WorkTile const tile = fa3gen::work_tile(index, params);
         auto const kv = kv_range(tile, params);
@@ -261,11 +238,21 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, n * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
+          fa3gen::wait_barrier(bias_empty[bias.stage], bias.parity ^ 1);
+          fa3gen::expect_bytes(bias_full[bias.stage], 32768);
+          fa3gen::tma_load<kChunksBias, kBlockM, kChunk>(
+              tma_bias, bias_full[bias.stage], sBias + bias.stage * kStageBias, tile.m_block * kBlockM, bias_inner(tile, params), bias_outer(tile, params), fa3gen::kEvictFirst,
+              n * kBlockN);
+          bias.advance();
           --n;
-          fa3gen::expect_bytes(q_full[q.stage], 32768);
-          fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
-              tma_q, q_full[q.stage], sQ + q.stage * kStageQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
-          q.advance();
+        }
+        fa3gen::wait_barrier(q_empty[q.stage], q.parity ^ 1);
+        fa3gen::expect_bytes(q_full[q.stage], 32768);
+        fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
+            tma_q, q_full[q.stage], sQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
+        q.advance();
+
+        if (kv.begin < kv.end) {
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
@@ -278,6 +265,12 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
             fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, (n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
+            fa3gen::wait_barrier(bias_empty[bias.stage], bias.parity ^ 1);
+            fa3gen::expect_bytes(bias_full[bias.stage], 32768);
+            fa3gen::tma_load<kChunksBias, kBlockM, kChunk>(
+                tma_bias, bias_full[bias.stage], sBias + bias.stage * kStageBias, tile.m_block * kBlockM, bias_inner(tile, params), bias_outer(tile, params), fa3gen::kEvictFirst,
+                n * kBlockN);
+            bias.advance();
           }
         }
 
@@ -307,6 +300,9 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::ColumnOperand<kBlockN> const tOsV(sV);                                  // (n, dv)
     Tensor tOrO = make_tensor<float>(fa3gen::AccumulatorLayout<kHeadDimV>{});       // (2, 2, dv/8)
 
+    // The bias of S
+    fa3gen::BiasRows<kBlockM> const tSsBias(sBias + consumer * kRowsWG * kChunk);   // (64, n)
+
     // O to shared memory
     Tensor tOsO = make_tensor(make_smem_ptr(sO + consumer * kRowsWG * kChunk), LayoutO{});  // (64, dv)
 
@@ -320,9 +316,10 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
     };
     auto const kept = [&](int row) { return keep(row, params); };
 
-    fa3gen::Ring<2> q;
+    fa3gen::Ring<1> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
+    fa3gen::Ring<2> bias;
     if (consumer == 1) {
       fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
     }
@@ -333,26 +330,29 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
 
       clear(tOrO);
       rows.clear();
-      Score const score(tile, first_row(tile), params);
+      fa3gen::wait_barrier(q_full[q.stage], q.parity);
 
       if (kv.begin < kv.end) {
-        fa3gen::wait_barrier(q_full[q.stage], q.parity);
         // The tile with the last key.
         fa3gen::wait_barrier(k_full[k.stage], k.parity);
         fa3gen::pin(tOrO);
         fa3gen::pin(tOrP);
         fa3gen::pin(tSrS);
         fa3gen::wgmma_fence();
-        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
+        fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
         fa3gen::wgmma_commit();
+        fa3gen::wait_barrier(bias_full[bias.stage], bias.parity);
         fa3gen::wgmma_wait<0>();
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
-        fa3gen::modify_scores(scores, n * kBlockN, score);
+        fa3gen::add_bias<__nv_bfloat16>(tSrS, tSsBias + bias.stage * kStageBias, params.bias_factor);
+        fa3gen::proxy_fence();
+        fa3gen::arrive_each_warp(bias_empty[bias.stage]);
+        bias.advance();
         fa3gen::mask_rows<false>(scores, first_row(tile), n * kBlockN, kept);
-        fa3gen::update_max(scores, rows, 1.f);
-        fa3gen::exponentiate(scores, rows, 1.f);
+        fa3gen::update_max(scores, rows, params.scale_log2);
+        fa3gen::exponentiate(scores, rows, params.scale_log2);
         fa3gen::update_sum(scores, rows);
         fa3gen::convert<Element>(tSrS, tOrP);
         --n;
@@ -365,34 +365,38 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tOrP);
           fa3gen::pin(tSrS);
           fa3gen::wgmma_fence();
-          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ + q.stage * kStageQ / kUnit, tSsK + k.stage * kStageK / kUnit, tSrS);
+          fa3gen::issue_gemm<ProductQK, Accumulate::kNo, kHeadDimQK / 16>(tSsQ, tSsK + k.stage * kStageK / kUnit, tSrS);
           fa3gen::wgmma_commit();
           fa3gen::wait_barrier(v_full[v.stage], v.parity);
           fa3gen::issue_gemm_registers<ProductPV, Accumulate::kYes, kBlockN / 16>(tOrP, tOsV + v.stage * kStageV / kUnit, tOrO);
           fa3gen::wgmma_commit();
           fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
+          fa3gen::wait_barrier(bias_full[bias.stage], bias.parity);
           fa3gen::wgmma_wait<1>();
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
+          fa3gen::add_bias<__nv_bfloat16>(tSrS, tSsBias + bias.stage * kStageBias, params.bias_factor);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::speculate_scores<Element>(scores, tOrP, rows, 1.f, n * kBlockN, score);
+          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
           if (fa3gen::overshot<Element>(rows)) {
             fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
-            fa3gen::modify_scores(scores, n * kBlockN, score);
-            fa3gen::update_max(scores, rows, 1.f);
+            fa3gen::add_bias<__nv_bfloat16>(tSrS, tSsBias + bias.stage * kStageBias, params.bias_factor);
+            fa3gen::update_max(scores, rows, params.scale_log2);
             fa3gen::rescale(output, rows);
-            fa3gen::exponentiate(scores, rows, 1.f);
+            fa3gen::exponentiate(scores, rows, params.scale_log2);
             fa3gen::update_sum(scores, rows);
             fa3gen::convert<Element>(tSrS, tOrP);
           } else {
             fa3gen::add_tile_sum(rows);
           }
+          fa3gen::proxy_fence();
+          fa3gen::arrive_each_warp(bias_empty[bias.stage]);
+          bias.advance();
         }
-        q.advance();
 
         // What is owed to the last tile visited.
         fa3gen::wait_barrier(v_full[v.stage], v.parity);
@@ -409,11 +413,8 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
       }
 
       // O / row_sum, and the rows' log-sum-exp.
-      fa3gen::normalize(output, rows, 1.f, lse);
+      fa3gen::normalize(output, rows, params.scale_log2, lse);
       fa3gen::store_lse(lse, params, tile, first_row(tile));
-      if (elected) {
-        fa3gen::tma_store_wait_read<0>();
-      }
       fa3gen::named_sync(store_barrier(consumer), 128);
 
       // O through shared memory, in the warpgroup's own rows.
@@ -426,10 +427,10 @@ full_bias_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::tma_store<kChunksV, kBlockM, kChunk>(
             tma_o, sO + consumer * kRowsWG * kChunk, tile.m_block * kBlockM + consumer * kRowsWG, tile.head, tile.batch);
         fa3gen::tma_store_commit();
+        fa3gen::tma_store_wait_read<0>();
+        fa3gen::arrive_barrier(q_empty[q.stage]);
       }
-    }
-    if (elected) {
-      fa3gen::tma_store_wait_read<0>();
+      q.advance();
     }
   }
 }

@@ -55,8 +55,8 @@ struct ForwardOp {
   double score_factor;    // that scores are multiplied by, beside log2(e)
   bool score_is_product;  // and by the softmax scale, which else the score formula takes
   std::span<const InputArgument> inputs;
-  int bias;            // the input that is added to products; -1 for none
-  double bias_factor;  // that it is multiplied by
+  int bias = -1;             // the input that is added to products; -1 for none
+  double bias_factor = 0.0;  // that it is multiplied by
   const ListsKernel* lists;  // lists KV tiles before the others run; null if they need no lists
   std::span<const ForwardKernel> kernels;
 
