@@ -194,9 +194,15 @@ def runtime_name(symbol: str) -> str:
 
 
 def elements_view(
-    name: str, comment: str, staged: Staged, inputs: Sequence[InputMeta], *, keep: bool = False
+    name: str,
+    comment: str,
+    staged: Staged,
+    inputs: Sequence[InputMeta],
+    *,
+    keep: bool = False,
+    bounded: bool = True,
 ) -> ElementsView:
-    """The struct of a staged score formula, or (``keep``) mask."""
+    """The struct of a staged score formula, or (``keep``) mask, ``bounded`` by seqlen_k."""
     names = KernelNames(inputs, staged)
 
     def fields(rate: Rate) -> tuple[FieldView, ...]:
@@ -204,7 +210,7 @@ def elements_view(
 
     if keep:
         kind, parameters = "bool", ""
-        value = _kept(staged.value, names)
+        value = _kept(staged.value, names) if bounded else print_cpp_condition(staged.value, names)
     else:
         kind, parameters = "float", "float product, "
         value = print_cpp_real(staged.value, names)

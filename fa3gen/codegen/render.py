@@ -100,7 +100,7 @@ def _lists(variant: VariantMeta, schedule: Schedule, program: Program) -> ListsV
 
 def _lists_kernel(environment: jinja2.Environment, lists: ListsView) -> KernelSource:
     text = _tidy(environment.get_template("lists.cu.j2").render(lists=lists))
-    meta = KernelMeta("lists", lists.symbol, None, 0, 0, 512, 0)
+    meta = KernelMeta("lists", lists.symbol, None, 0, 0, 1024, 0)
     return KernelSource(meta, text)
 
 

@@ -17,7 +17,9 @@ from fa3gen.inputs import InputMeta, by_key, forward_schema, plan_schema
 from fa3gen.ir.far import far_form
 from fa3gen.ir.staging import stage_mask, stage_score
 from fa3gen.schedule.arch import HOPPER
+from fa3gen.schedule.key_sets import Interval
 from fa3gen.schedule.needs import product_dim
+from fa3gen.schedule.patterns import Pattern, row_pattern
 from fa3gen.schedule.program import (
     Advance,
     Barrier,
@@ -310,7 +312,7 @@ def kernel_view(
         tiles_template=f"forward/tiles_{'listed' if program.listed else 'range'}.j2",
         row_structs=(
             *(["Score"] if score.elements else []),
-            *(["Mask"] if mask.kept == "mask" else []),
+            *(["Mask"] if mask.kept.endswith("mask") else []),
         ),
         shared=_is_shared(bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end),
         rows=_ROWS[schedule.tiling.maxima],
@@ -493,6 +495,8 @@ def _bias(program: Program) -> BiasView | None:
 def _mask(schedule: Schedule, program: Program) -> MaskView:
     """By rows where their keys are an interval, which takes fewer instructions an element."""
     keys = row_keys(schedule.spec.mask_expr)
+    if pattern := _pattern(schedule):
+        return _mask_pattern(pattern, program)
     if keys is None:
         comment = "The mask: whether an element is kept."
         staged = stage_mask(program.keep, by_key(program.inputs))
@@ -500,10 +504,7 @@ def _mask(schedule: Schedule, program: Program) -> MaskView:
         template, closure = "forward/mask_elements.j2", "forward/kept_elements.j2"
         return MaskView(template, closure, "mask_scores", "mask", elements=view)
     names = KernelNames(program.inputs, bounded=True)
-    end = "params.seqlen_k"
-    if keys.end is not None:
-        end = f"max(min({print_cpp(keys.end, names)}, {end}), 0)"
-    begin = "0" if keys.begin is None else f"max({print_cpp(keys.begin, names)}, 0)"
+    begin, end = _row_ends(keys, names)
     begins = "false" if keys.begin is None else "true"
     function, rows = f"mask_rows<{begins}>", "first_row(tile), "
     if _is_shared(keys.begin, keys.end):
@@ -511,6 +512,36 @@ def _mask(schedule: Schedule, program: Program) -> MaskView:
         return MaskView(template, closure, function, "mask", rows, begin=begin, end=end)
     template, closure = "forward/mask_rows.j2", "forward/kept_rows.j2"
     return MaskView(template, closure, function, "kept", rows, begin=begin, end=end)
+
+
+def _pattern(schedule: Schedule) -> Pattern | None:
+    """How the mask repeats along rows, in KV tiles with more columns than a period has."""
+    mask = schedule.spec.mask_expr
+    pattern = row_pattern(mask) if row_keys(mask) is None else None
+    if pattern is None or _is_shared(pattern.keys.begin, pattern.keys.end):
+        return None
+    return pattern if 8 * pattern.blocks < schedule.tiling.block_n else None
+
+
+def _mask_pattern(pattern: Pattern, program: Program) -> MaskView:
+    names = KernelNames(program.inputs, bounded=True)
+    comment = "The mask: whether an element inside the row's keys is kept."
+    staged = stage_mask(pattern.keep, by_key(program.inputs))
+    view = elements_view("Mask", comment, staged, program.inputs, keep=True, bounded=False)
+    begin, end = _row_ends(pattern.keys, names)
+    begins = "false" if pattern.keys.begin is None else "true"
+    function = f"mask_pattern<{begins}, {pattern.blocks}>"
+    template, closure = "forward/mask_pattern.j2", "forward/kept_rows.j2"
+    return MaskView(template, closure, function, "kept, mask", "first_row(tile), ", view, begin, end)
+
+
+def _row_ends(keys: Interval, names: KernelNames) -> tuple[str, str]:
+    """The keys of a row, within those there are."""
+    end = "params.seqlen_k"
+    if keys.end is not None:
+        end = f"max(min({print_cpp(keys.end, names)}, {end}), 0)"
+    begin = "0" if keys.begin is None else f"max({print_cpp(keys.begin, names)}, 0)"
+    return begin, end
 
 
 _POSITIONS = {

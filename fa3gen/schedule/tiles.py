@@ -15,6 +15,7 @@ from fa3gen.ir.bias import kernel_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate, rates_of, whole_share
 from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, product_dim
+from fa3gen.schedule.patterns import row_pattern
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
 from fa3gen.spec import AttentionSpec
@@ -26,7 +27,7 @@ _KEYS = range(16, 257, 16)  # of a KV tile
 _LAZY_DIMS = 192  # head dims, together, from which lazy maxima measure faster
 _MOSTLY = 0.3  # of the KV tiles visited, that need no mask where speculation is worth its code
 _LISTED_KEYS = 128  # at most, of tiles that are listed: edges cut longer ones more often
-_LISTED_CLOSE = 1.03  # for documents of usual lengths end where whole tiles do
+_LISTED_CLOSE = 1.075  # for documents of usual lengths end where whole tiles do
 _BIASED_CLOSE = 1.05  # for with fewer keys products read shared memory as fast as it can be read
 _WHOLE_KEYS = 128  # preferred, if not much slower by the model
 
@@ -141,7 +142,8 @@ def _maxima(spec: AttentionSpec, bounds: KeyBounds) -> Maxima:
     able = knobs.overlap != 3 and knobs.p_operand is not POperand.SHARED
     if kernel_score(spec)[0].rises:  # each guess would fail
         return Maxima.LAZY
-    if able and whole_share(bounds) > _MOSTLY:
+    some_whole = row_pattern(spec.mask_expr) is None  # else each tile needs the mask
+    if able and some_whole and whole_share(bounds) > _MOSTLY:
         return Maxima.SPECULATIVE
     large = spec.head_dim.qk + spec.head_dim.v >= _LAZY_DIMS
     return Maxima.LAZY if large else Maxima.EXACT

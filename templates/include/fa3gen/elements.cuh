@@ -194,4 +194,38 @@ __device__ __forceinline__ void mask_scores(Scores&& scores, int key, Mask const
   }
 }
 
+// The same of a mask that repeats every kBlocks times 8 keys, inside the interval keys(row), from one bit a column.
+template <bool kBegins, int kBlocks, class Scores, class Keys, class Mask>
+__device__ __forceinline__ void mask_pattern(Scores&& scores, int row, int key, Keys keys, Mask const& mask) {
+  constexpr int kPeriod = 2 * kBlocks;  // columns
+  int const first = first_key(key);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    RowKeys const kept = keys(row + 8 * r);
+    typename Mask::Base const base = mask.base(r, first);
+#pragma unroll
+    for (int word = 0; word < cute::size<1>(scores); word += kWord) {
+      uint32_t period = 0;
+#pragma unroll
+      for (int c = 0; c < kPeriod; ++c) {
+        int const offset = column_offset(word + c), k = first + offset;
+        typename Mask::Pair const pair = mask.pair(r, k, offset);
+        period |= mask(r, base, mask.column(k, offset), pair, c % 2, k, offset) ? 1u << c : 0;
+      }
+      uint32_t bits = period;
+#pragma unroll
+      for (int columns = kPeriod; columns < kWord; columns *= 2) {
+        bits |= bits << columns;
+      }
+      bits &= interval_bits<kBegins>(kept, first + word * 4);
+#pragma unroll
+      for (int c = word; c < min(word + kWord, int(cute::size<1>(scores))); ++c) {
+        if (!(bits >> (c - word) & 1)) {
+          scores(r, c) = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace fa3gen

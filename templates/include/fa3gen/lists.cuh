@@ -14,7 +14,7 @@
 namespace fa3gen {
 
 constexpr int kLanes = 32;
-constexpr int kListWarps = 16;  // of a CTA, which makes one list
+constexpr int kListWarps = 32;  // of a CTA, which makes one list
 
 // The integers that an expression may give, at least and at most. 64 bits: sums of any two of 32 are exact.
 struct Span {
@@ -82,6 +82,7 @@ __device__ __forceinline__ Truth operator||(Truth a, Truth b) {
 template <class Value>
 __device__ __forceinline__ Span warp_span(int begin, int end, Value value) {
   int least = INT_MAX, most = INT_MIN;
+#pragma unroll 4
   for (int i = begin + threadIdx.x % kLanes; i < end; i += kLanes) {
     int const found = value(i);
     least = ::min(least, found);
@@ -126,26 +127,32 @@ __device__ __forceinline__ Truth look(WorkTile const& tile, int row, int row_end
 // Makes the list of a query tile from classify(tile) -> Truth, a warp's answer for one KV tile of begin .. end - 1.
 template <class Classify>
 __device__ __forceinline__ void make_list(TileLists const& lists, int list, int begin, int end, Classify classify) {
-  __shared__ Truth found[kListWarps];
+  constexpr int kTiles = 2048;  // between two rounds of writing
+  __shared__ Truth found[kTiles];
   int* const tiles = lists.tiles + static_cast<int64_t>(list) * lists.room;
-  int const warp = threadIdx.x / kLanes;
-  int whole = 0, masked = 0;
-  for (int first = begin; first < end; first += kListWarps) {
-    if (first + warp < end) {
-      Truth const truth = classify(first + warp);
-      if (threadIdx.x % kLanes == 0) {
-        found[warp] = truth;
+  int const warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  uint32_t const lanes_before = (1u << lane) - 1;
+  int whole = 0, masked = 0;  // of the first warp, which writes
+  for (int first = begin; first < end; first += kTiles) {
+    int const count = ::min(kTiles, end - first);
+    for (int i = warp; i < count; i += kListWarps) {
+      Truth const truth = classify(first + i);
+      if (lane == 0) {
+        found[i] = truth;
       }
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < ::min(kListWarps, end - first); ++i) {
-        if (found[i].everywhere) {
-          tiles[whole++] = first + i;
-        } else if (found[i].somewhere) {
-          tiles[lists.room - 1 - masked++] = first + i;
-        }
+    for (int i = 0; warp == 0 && i < count; i += kLanes) {
+      Truth const truth = i + lane < count ? found[i + lane] : Truth(false);
+      bool const some = truth.somewhere && !truth.everywhere;
+      uint32_t const wholes = __ballot_sync(0xffffffff, truth.everywhere), others = __ballot_sync(0xffffffff, some);
+      if (truth.everywhere) {
+        tiles[whole + __popc(wholes & lanes_before)] = first + i + lane;
+      } else if (some) {
+        tiles[lists.room - 1 - masked - __popc(others & lanes_before)] = first + i + lane;
       }
+      whole += __popc(wholes);
+      masked += __popc(others);
     }
     __syncthreads();
   }

@@ -201,21 +201,30 @@ __device__ __forceinline__ int columns_below(int key) {
   return within / 8 * 2 + min(within % 8, 2);
 }
 
-// S = S where keys(row) holds the key, -inf elsewhere, from one bit a column. kBegins: whether rows
-// may keep other keys than those from 0 on. Element (0, 0) of the tile is (row, key).
+constexpr int kWord = 32;  // columns, one bit each
+
+// The bits of the columns from a thread's key `first` on whose keys a row keeps. kBegins: whether rows may
+// keep other keys than those from 0 on.
+template <bool kBegins>
+__device__ __forceinline__ uint32_t interval_bits(RowKeys const& kept, int first) {
+  int const begin = kBegins ? columns_below(kept.begin - first) : 0;
+  int const end = columns_below(kept.end - first);
+  uint32_t bits;
+  asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(bits) : "r"(begin), "r"(max(end - begin, 0)));
+  return bits;
+}
+
+// S = S where keys(row) holds the key, -inf elsewhere, from one bit a column. Element (0, 0) of the tile
+// is (row, key).
 template <bool kBegins, class Scores, class Keys>
 __device__ __forceinline__ void mask_rows(Scores&& scores, int row, int key, Keys keys) {
-  constexpr int kWord = 32;  // columns
   int const first = key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     RowKeys const kept = keys(row + 8 * r);
 #pragma unroll
     for (int word = 0; word < cute::size<1>(scores); word += kWord) {
-      int const begin = kBegins ? columns_below(kept.begin - first - word * 4) : 0;
-      int const end = columns_below(kept.end - first - word * 4);
-      uint32_t bits;
-      asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(bits) : "r"(begin), "r"(max(end - begin, 0)));
+      uint32_t const bits = interval_bits<kBegins>(kept, first + word * 4);
 #pragma unroll
       for (int c = word; c < min(word + kWord, int(cute::size<1>(scores))); ++c) {
         if (!(bits >> (c - word) & 1)) {

@@ -5,6 +5,10 @@
 
 namespace fa3gen {
 
+// The kernel that lists KV tiles lets the next one start early, which waits for its lists (PTX ISA, griddepcontrol).
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_lists() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // kBlockM query rows of one head.
 struct WorkTile {
   int m_block;

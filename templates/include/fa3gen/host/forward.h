@@ -264,12 +264,17 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
     params.next_work = work_counter(device, config.stream);
   }
   std::optional<Tensor> lists = tensors.plan;
+  cudaLaunchAttribute start_early{};
   if (op.lists != nullptr && lists) {
     const ListsLayout layout(*op.lists, params, kernel.block_n);
     check_plan(op.name, layout, *lists, device);
     forward_arguments.lists = tile_lists(*op.lists, layout, params, *lists);
   } else if (op.lists != nullptr) {
     lists = make_lists(op, kernel, forward_arguments, tensors.q, config.stream);
+    start_early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    start_early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &start_early;
+    config.numAttrs = 1;
   }
   CUtensorMap tma_bias;
   if (op.bias >= 0) {

@@ -21,7 +21,7 @@ struct ListsKernel {
   bool by_head;   // query heads
 };
 
-constexpr int kListThreads = 512;
+constexpr int kListThreads = 1024;
 
 // How the lists of a call lie in one tensor of int32: counts first, then tiles.
 struct ListsLayout {
