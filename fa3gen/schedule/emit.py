@@ -329,6 +329,12 @@ class Emitter:
         branches = kind in (CalcKind.SHIFT, CalcKind.REDO)  # past their votes nothing moves
         self.computed = () if branches else tuple(name for name in writes if name in _SETTLED)
 
+    def free(self, *registers: str) -> None:
+        """Retire the products that use register tiles, one after another, before what need not wait
+        for all of them."""
+        for register in registers:
+            self._retire_for([register])
+
     def release(self, ring: str, skew: int = 0) -> None:
         """The stage of a ring that computations have read for the last time, to be filled by TMA."""
         self.append(ProxyFence(), Arrive(f"{ring}_empty", ring, Executor.EACH_WARP), Advance(ring))

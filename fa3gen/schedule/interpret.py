@@ -370,7 +370,8 @@ class _Tensors:
                     s = self._formula(s, place)
                 s = torch.exp2(s * self.call.scale_log2 - row_max * self.call.scale_log2)
                 sums = s.sum(-1, keepdim=True)
-                return {name: s, "P": s.to(self.call.dtype).float(), "tile_sum": sums}
+                guess = {name: s, "P": s.to(self.call.dtype).float(), "tile_sum": sums}
+                return {name: guess[name] for name in calc.writes}
             case CalcKind.REDO:
                 return self._redo(name, registers, place)
             case CalcKind.CONVERT:

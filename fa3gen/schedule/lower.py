@@ -24,8 +24,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import sympy
+
 from fa3gen.errors import GraphError
 from fa3gen.ir.bias import kernel_score
+from fa3gen.ir.far import far_form
 from fa3gen.ir.ops import GemmPV, GemmQK, LoadBias, Mask, Normalize
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.emit import Emitter, Prefetch, Turn
@@ -131,8 +134,11 @@ _FULL_CALCS = dict.fromkeys(_CALCS, ()) | {  # of tiles that need no mask, where
 }
 
 
+# A formula may branch, past which nothing moves: its exponentials, which take P no room, are told
+# apart from P, so that they need not wait for the product that reads it.
 _FULL_FORMULA_CALCS = _FULL_CALCS | {
-    "Exp": (_Step(CalcKind.SPECULATE_SCORE, ("{S}", "row_max"), _GUESS),),
+    "Exp": (_Step(CalcKind.SPECULATE_SCORE, ("{S}", "row_max"), ("{S}", "tile_sum")),),
+    "ConvertP": (*_CALCS["ConvertP"], *_FULL_CALCS["ConvertP"]),
 }
 
 
@@ -155,6 +161,16 @@ def _row_readers(schedule: Schedule) -> frozenset[CalcKind]:
     return frozenset(readers)
 
 
+def _converts_along(schedule: Schedule) -> bool:
+    """Whether P is better converted between the exponentials of a formula, after the wait for the
+    product that reads P: where that is short, and nothing branches."""
+    form = schedule.graph.score
+    assert form is not None
+    branches = form.core.has(sympy.tanh) or far_form(form, schedule.spec.input_metas)
+    return not branches and schedule.spec.head_dim.v <= _SHORT_PRODUCT
+
+
+_SHORT_PRODUCT = 64  # head dim of V
 _POSITIONS = {symbols.q, symbols.row, symbols.k, symbols.seqlen_q, symbols.seqlen_k}
 
 
@@ -513,6 +529,8 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
                 reads += ("rows",) if step.kind in _row_readers(schedule) else ()
                 keys = None if step.part is None else parts[step.part]
                 ring = "Bias" if schedule.graph.has(LoadBias) and step.kind in readers else None
+                if step.kind is CalcKind.SPECULATE_SCORE and _converts_along(schedule):
+                    emit.free(score, "P")
                 emit.calc(step.kind, reads, writes, place.stage, keys, ring)
                 if ring is not None and step.kind is readers[-1]:
                     emit.release(ring, place.stage)

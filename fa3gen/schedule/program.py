@@ -376,7 +376,7 @@ class CalcKind(enum.Enum):
 
     # with the maxima of the tiles before
     SPECULATE = "S = 2^((S - row_max) scale_log2), P = S in the operand type, tile_sum = rowsum S"
-    SPECULATE_SCORE = "the same of the formula of S"
+    SPECULATE_SCORE = "the same of the formula of S, but for P"
     REDO = (
         "row_sum += tile_sum; where that is too large S, P, row_max, alpha, O, row_sum from Q K^T"
     )

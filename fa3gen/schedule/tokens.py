@@ -155,9 +155,12 @@ class Tokens:
                     _check_rows(registers, place)
                     _check_raw(s)
                     s = replace(s, scored=True)
-                return self._speculate(name, s, registers, place)
+                guesses = self._speculate(name, s, registers, place)
+                return {name: guesses[name] for name in calc.writes}
             case CalcKind.REDO:
                 return self._redo(registers, place)
+            case CalcKind.CONVERT if _score(registers)[1].kind == "guess":
+                return {"P": _demand(_score(registers)[1], "guess", place, tile=place.tile)}
             case CalcKind.CONVERT:
                 e = _demand(_score(registers)[1], "E", place, tile=place.tile)
                 return {"P": _Token("P", work, e.tile, e.scaled)}

@@ -1,4 +1,4 @@
-// Host side of fa3gen::dilated_96d62796: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::dilated_49db52a7: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -35,7 +35,7 @@ const fa3gen::host::ForwardKernel kKernels[] = {
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::dilated_96d62796",
+    .name = "fa3gen::dilated_49db52a7",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -60,13 +60,13 @@ Tensor plan(Tensor like, int64_t batch, int64_t heads, int64_t heads_k, int64_t 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("dilated_96d62796(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan) -> (Tensor, Tensor)");
-  m.def("dilated_96d62796_out(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan, Tensor(a!) out, Tensor(b!) lse) -> ()");
-  m.def("dilated_96d62796_plan(Tensor like, int batch, int heads, int heads_k, int seqlen_q, int seqlen_k) -> Tensor");
+  m.def("dilated_49db52a7(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan) -> (Tensor, Tensor)");
+  m.def("dilated_49db52a7_out(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("dilated_49db52a7_plan(Tensor like, int batch, int heads, int heads_k, int seqlen_q, int seqlen_k) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("dilated_96d62796", TORCH_BOX(&forward));
-  m.impl("dilated_96d62796_out", TORCH_BOX(&forward_out));
-  m.impl("dilated_96d62796_plan", TORCH_BOX(&plan));
+  m.impl("dilated_49db52a7", TORCH_BOX(&forward));
+  m.impl("dilated_49db52a7_out", TORCH_BOX(&forward_out));
+  m.impl("dilated_49db52a7_plan", TORCH_BOX(&plan));
 }

@@ -10,7 +10,7 @@
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   maxima      followed in masked tiles, else where sums of exponentials are too large
+//   maxima      followed where exponents would pass 14
 //   grid        a CTA claims its next work tile from a counter
 //   shared      229488 bytes
 //   registers   producer 40, consumers 232
@@ -22,7 +22,7 @@
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
 #include <fa3gen/elements.cuh>
-#include <fa3gen/speculative_softmax.cuh>
+#include <fa3gen/lazy_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
 
@@ -144,7 +144,7 @@ struct Params : ForwardParams {
   Inputs inputs;
 };
 
-// The mask: whether an element is kept.
+// The mask: whether an element inside the row's keys is kept.
 struct Mask {
   Params const& params;
   int const first_row;  // of this thread's rows, which are 8 apart
@@ -182,9 +182,15 @@ struct Mask {
   CUTE_DEVICE bool operator()([[maybe_unused]] int r, [[maybe_unused]] Base const& base,
       [[maybe_unused]] Column const& column, [[maybe_unused]] Pair const& pair, [[maybe_unused]] int i, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
     [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    return k < params.seqlen_k && (fa3gen::floor_mod(q - k, 4) == 0 && k <= q && q - 1023 <= k);
+    return (fa3gen::floor_mod(q - k, 4) == 0);
   }
 };
+
+// The keys beyond which query row `row` keeps none. Position q is the row's, aligned to the last key.
+CUTE_DEVICE fa3gen::RowKeys keep(int row, Params const& params) {
+  [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
+  return {max(q - 1023, 0), max(min(q + 1, params.seqlen_k), 0)};
+}
 
 // The KV tiles that some query of a block keeps, as listed before: the whole ones first.
 CUTE_DEVICE fa3gen::KvList kv_range(fa3gen::WorkTile const& tile, Params const& params) {
@@ -228,6 +234,8 @@ dilated_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::fence_barrier_init();
   }
   __syncthreads();
+
+  fa3gen::wait_for_lists();
 
   if (threadIdx.x < 128) {
     // TMA warpgroup: one thread loads Q, K and V
@@ -312,11 +320,12 @@ dilated_forward(__grid_constant__ CUtensorMap const tma_q,
     // Rows of S and O as (2 rows, columns) of this thread
     auto scores = fa3gen::row_column_view(tSrS);
     auto output = fa3gen::row_column_view(tOrO);
-    fa3gen::SpeculativeRows rows;
+    fa3gen::ShiftedRows rows;
     float lse[fa3gen::kRows];
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
     };
+    auto const kept = [&](int row) { return keep(row, params); };
 
     fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;
@@ -356,10 +365,12 @@ dilated_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
-        fa3gen::mask_scores(scores, kv.tile(n) * kBlockN, mask);
-        fa3gen::update_max(scores, rows, params.scale_log2);
-        fa3gen::exponentiate(scores, rows, params.scale_log2);
-        fa3gen::update_sum(scores, rows);
+        fa3gen::mask_pattern<true, 1>(scores, first_row(tile), kv.tile(n) * kBlockN, kept, mask);
+        fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+        fa3gen::raise<0, 8>(scores);
+        fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
+        fa3gen::raise<8, 32>(scores);
+        fa3gen::add_sum(scores, rows);
         fa3gen::convert<Element>(tSrS, tOrP);
         --n;
 
@@ -381,16 +392,19 @@ dilated_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::mask_scores(scores, kv.tile(n) * kBlockN, mask);
-          fa3gen::update_max(scores, rows, params.scale_log2);
-          fa3gen::settle_alpha(rows);
+          fa3gen::mask_pattern<true, 1>(scores, first_row(tile), kv.tile(n) * kBlockN, kept, mask);
+          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+          fa3gen::raise<0, 8>(scores);
+          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::rescale(output, rows);
-          fa3gen::exponentiate(scores, rows, params.scale_log2);
-          fa3gen::update_sum(scores, rows);
+          if (rows.grown) {
+            fa3gen::rescale(output, rows);
+          }
+          fa3gen::raise<8, 32>(scores);
+          fa3gen::add_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
         }
 
@@ -412,21 +426,19 @@ dilated_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
+          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+          fa3gen::raise<0, 8>(scores);
+          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
-          if (fa3gen::overshot<Element>(rows)) {
-            fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, kv.tile(n) * kBlockN);
-            fa3gen::update_max(scores, rows, params.scale_log2);
+          if (rows.grown) {
             fa3gen::rescale(output, rows);
-            fa3gen::exponentiate(scores, rows, params.scale_log2);
-            fa3gen::update_sum(scores, rows);
-            fa3gen::convert<Element>(tSrS, tOrP);
-          } else {
-            fa3gen::add_tile_sum(rows);
           }
+          fa3gen::raise<8, 32>(scores);
+          fa3gen::add_sum(scores, rows);
+          fa3gen::convert<Element>(tSrS, tOrP);
         }
         q.advance();
 

@@ -238,6 +238,8 @@ document_causal_forward(__grid_constant__ CUtensorMap const tma_q,
   }
   __syncthreads();
 
+  fa3gen::wait_for_lists();
+
   if (threadIdx.x < 128) {
     // TMA warpgroup: one thread loads Q, K and V
     fa3gen::shrink_registers<40>();

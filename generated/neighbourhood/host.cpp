@@ -1,4 +1,4 @@
-// Host side of fa3gen::neighbourhood_70eaa4cb: its torch ops, and how its kernels are launched.
+// Host side of fa3gen::neighbourhood_c5325481: its torch ops, and how its kernels are launched.
 #include <torch/csrc/stable/library.h>
 
 #include "fa3gen/host/forward.h"
@@ -9,7 +9,7 @@ extern "C" const unsigned char fa3gen_lists[];
 namespace {
 using fa3gen::host::Tensor;
 
-fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "neighbourhood_forward", 196720);
+fa3gen::host::DeviceKernel kernel(fa3gen_kernel, "neighbourhood_forward", 229488);
 // Lists KV tiles for the others.
 fa3gen::host::DeviceKernel lists(fa3gen_lists, "neighbourhood_lists", 0);
 const fa3gen::host::ListsKernel kLists{.device = lists, .by_batch = false, .by_head = false};
@@ -19,23 +19,23 @@ const fa3gen::host::ForwardKernel kKernels[] = {
     {
         .device = kernel,
         .max_keys = fa3gen::host::kAnyKeys,
-        .block_m = 192,
-        .block_n = 48,
-        .threads = 512,
-        .smem_bytes = 196720,
+        .block_m = 128,
+        .block_n = 128,
+        .threads = 384,
+        .smem_bytes = 229488,
         .cta_per_sm = 1,
         .persistent = true,
         .claims = true,
         .longest_first = true,
-        .q = {.rows = 192, .cols = 64, .swizzle_bytes = 128},
-        .k = {.rows = 48, .cols = 64, .swizzle_bytes = 128},
-        .v = {.rows = 48, .cols = 64, .swizzle_bytes = 128},
+        .q = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .k = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
+        .v = {.rows = 128, .cols = 64, .swizzle_bytes = 128},
         .o = {.rows = 64, .cols = 64, .swizzle_bytes = 128},
     },
 };
 
 const fa3gen::host::ForwardOp kOp{
-    .name = "fa3gen::neighbourhood_70eaa4cb",
+    .name = "fa3gen::neighbourhood_c5325481",
     .element = fa3gen::host::bf16,
     .head_dim_qk = 128,
     .head_dim_v = 128,
@@ -60,13 +60,13 @@ Tensor plan(Tensor like, int64_t batch, int64_t heads, int64_t heads_k, int64_t 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fa3gen, m) {
-  m.def("neighbourhood_70eaa4cb(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan) -> (Tensor, Tensor)");
-  m.def("neighbourhood_70eaa4cb_out(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan, Tensor(a!) out, Tensor(b!) lse) -> ()");
-  m.def("neighbourhood_70eaa4cb_plan(Tensor like, int batch, int heads, int heads_k, int seqlen_q, int seqlen_k) -> Tensor");
+  m.def("neighbourhood_c5325481(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan) -> (Tensor, Tensor)");
+  m.def("neighbourhood_c5325481_out(Tensor q, Tensor k, Tensor v, float scale, Tensor? plan, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("neighbourhood_c5325481_plan(Tensor like, int batch, int heads, int heads_k, int seqlen_q, int seqlen_k) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fa3gen, CUDA, m) {
-  m.impl("neighbourhood_70eaa4cb", TORCH_BOX(&forward));
-  m.impl("neighbourhood_70eaa4cb_out", TORCH_BOX(&forward_out));
-  m.impl("neighbourhood_70eaa4cb_plan", TORCH_BOX(&plan));
+  m.impl("neighbourhood_c5325481", TORCH_BOX(&forward));
+  m.impl("neighbourhood_c5325481_out", TORCH_BOX(&forward_out));
+  m.impl("neighbourhood_c5325481_plan", TORCH_BOX(&plan));
 }

@@ -4,16 +4,16 @@
 //   type        bf16, fp32 accumulation
 //   score       score
 //   mask        (abs(q // 32 - k // 32) <= 6) & (abs(q % 32 - k % 32) <= 6)
-//   work tile   192 queries by 48 keys a step
-//   warpgroups  1 producer (TMA), 3 consumers of 64 queries
+//   work tile   128 queries by 128 keys a step
+//   warpgroups  1 producer (TMA), 2 consumers of 64 queries
 //   rings       2 of Q, 2 of K, 2 of V
 //   overlap     PV of a KV tile runs during the softmax of the next
 //   P           in registers
 //   ping-pong   consumers take turns on the tensor core
-//   maxima      followed in masked tiles, else where sums of exponentials are too large
+//   maxima      followed where exponents would pass 14
 //   grid        a CTA claims its next work tile from a counter
-//   shared      196720 bytes
-//   registers   producer 56, consumers 152
+//   shared      229488 bytes
+//   registers   producer 40, consumers 232
 #include <cuda.h>
 
 #include <cute/tensor.hpp>
@@ -22,7 +22,7 @@
 #include <fa3gen/mma.cuh>
 #include <fa3gen/params.h>
 #include <fa3gen/elements.cuh>
-#include <fa3gen/speculative_softmax.cuh>
+#include <fa3gen/lazy_softmax.cuh>
 #include <fa3gen/tma.cuh>
 #include <fa3gen/work.cuh>
 
@@ -35,33 +35,33 @@ using fa3gen::ForwardParams;
 using Element = __nv_bfloat16;
 constexpr int kHeadDimQK = 128;  // in whole blocks of 16
 constexpr int kHeadDimV = 128;
-constexpr int kBlockM = 192;  // query rows of a work tile
-constexpr int kBlockN = 48;  // keys of a KV tile
+constexpr int kBlockM = 128;  // query rows of a work tile
+constexpr int kBlockN = 128;  // keys of a KV tile
 constexpr int kRowsWG = 64;   // query rows of a consumer warpgroup
 constexpr int kPeeled = 1;    // KV tiles before the loops
 constexpr int kLag = 0;       // KV tiles that the softmax is behind the loop's
 constexpr int kFollowed = 0;  // KV tiles at least whose maxima are followed
 constexpr bool kAlways = false;  // every work tile visits a KV tile
-constexpr int kConsumers = 3;
-constexpr int kThreads = 512;
+constexpr int kConsumers = 2;
+constexpr int kThreads = 384;
 
 // Shared memory, in bytes. A tile is stored in column chunks of 128 swizzled bytes, as TMA writes it.
 constexpr int kChunk = 64;  // columns
 constexpr int kChunksQK = 2;
 constexpr int kChunksV = 2;
-constexpr int kQOffset = 0;  // 192 x 128, 2 stages
-constexpr int kKOffset = 98304;  // 48 x 128, 2 stages
-constexpr int kVOffset = 122880;  // 48 x 128, 2 stages
-constexpr int kOOffset = 147456;  // 192 x 128
-constexpr int kWorkOffset = 196608;  // 1 x 1
-constexpr int kQFullOffset = 196624;
-constexpr int kKFullOffset = 196640;
-constexpr int kKEmptyOffset = 196656;
-constexpr int kVFullOffset = 196672;
-constexpr int kVEmptyOffset = 196688;
-constexpr int kWorkFullOffset = 196704;
-constexpr int kWorkEmptyOffset = 196712;
-constexpr int kSharedBytes = 196720;
+constexpr int kQOffset = 0;  // 128 x 128, 2 stages
+constexpr int kKOffset = 65536;  // 128 x 128, 2 stages
+constexpr int kVOffset = 131072;  // 128 x 128, 2 stages
+constexpr int kOOffset = 196608;  // 128 x 128
+constexpr int kWorkOffset = 229376;  // 1 x 1
+constexpr int kQFullOffset = 229392;
+constexpr int kKFullOffset = 229408;
+constexpr int kKEmptyOffset = 229424;
+constexpr int kVFullOffset = 229440;
+constexpr int kVEmptyOffset = 229456;
+constexpr int kWorkFullOffset = 229472;
+constexpr int kWorkEmptyOffset = 229480;
+constexpr int kSharedBytes = 229488;
 constexpr int kStageQ = kBlockM * kChunksQK * kChunk;  // elements
 constexpr int kStageK = kBlockN * kChunksQK * kChunk;
 constexpr int kStageV = kBlockN * kChunksV * kChunk;
@@ -78,16 +78,26 @@ struct ProductQK {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "setp.ne.b32 p, %26, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 "
+        "setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23}, "
-        "%24, %25, p, 1, 1, 0, 0;\n"
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 0, 0;\n"
         "}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
         : "l"(a), "l"(b), "r"(int(accumulate)));
   }
 };
@@ -124,7 +134,7 @@ struct ProductPV {
 
 // Named barriers (0 is __syncthreads)
 CUTE_DEVICE int store_barrier(int consumer) { return 1 + consumer % kConsumers; }
-CUTE_DEVICE int turn_barrier(int consumer) { return 4 + consumer % kConsumers; }
+CUTE_DEVICE int turn_barrier(int consumer) { return 3 + consumer % kConsumers; }
 
 // Tensors beside Q, K, V
 struct Inputs {
@@ -134,12 +144,11 @@ struct Params : ForwardParams {
   Inputs inputs;
 };
 
-// The mask: whether an element is kept.
+// The mask: whether an element inside the row's keys is kept.
 struct Mask {
   Params const& params;
   int const first_row;  // of this thread's rows, which are 8 apart
   int r0[fa3gen::kRows];
-  int r1[fa3gen::kRows];
 
   // What a work tile and its rows share.
   CUTE_DEVICE Mask(fa3gen::WorkTile const& tile, int first_row, Params const& params)
@@ -148,8 +157,7 @@ struct Mask {
 #pragma unroll
     for (int r = 0; r < fa3gen::kRows; ++r) {
       [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-      r0[r] = -fa3gen::floor_div(q, 32);
-      r1[r] = -fa3gen::floor_mod(q, 32);
+      r0[r] = -fa3gen::floor_mod(q, 32);
     }
   }
 
@@ -164,10 +172,9 @@ struct Mask {
   // What both rows of this thread share at key k, `offset` after its first of the KV tile.
   struct Column {
     int c0;
-    int c1;
   };
   CUTE_DEVICE Column column([[maybe_unused]] int k, [[maybe_unused]] int offset) const {
-    return {fa3gen::floor_div(k, 32), fa3gen::floor_mod(k, 32)};
+    return {fa3gen::floor_mod(k, 32)};
   }
 
   // What row r looks up at key k, `offset` after this thread's first, and at the next.
@@ -182,9 +189,15 @@ struct Mask {
   CUTE_DEVICE bool operator()([[maybe_unused]] int r, [[maybe_unused]] Base const& base,
       [[maybe_unused]] Column const& column, [[maybe_unused]] Pair const& pair, [[maybe_unused]] int i, [[maybe_unused]] int k, [[maybe_unused]] int offset) const {
     [[maybe_unused]] int const row = first_row + 8 * r, q = row + params.seqlen_k - params.seqlen_q;
-    return k < params.seqlen_k && (abs(column.c0 + r0[r]) <= 6 && abs(column.c1 + r1[r]) <= 6);
+    return (abs(column.c0 + r0[r]) <= 6);
   }
 };
+
+// The keys beyond which query row `row` keeps none. Position q is the row's, aligned to the last key.
+CUTE_DEVICE fa3gen::RowKeys keep(int row, Params const& params) {
+  [[maybe_unused]] int const q = row + params.seqlen_k - params.seqlen_q;
+  return {max(32 * fa3gen::floor_div(q, 32) - 192, 0), max(min(32 * fa3gen::floor_div(q, 32) + 224, params.seqlen_k), 0)};
+}
 
 // The KV tiles that some query of a block keeps, as listed before: the whole ones first.
 CUTE_DEVICE fa3gen::KvList kv_range(fa3gen::WorkTile const& tile, Params const& params) {
@@ -220,18 +233,20 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
     fa3gen::prefetch_map(tma_o);
     fa3gen::init_barriers(q_full, 1);
     fa3gen::init_barriers(k_full, 1);
-    fa3gen::init_barriers(k_empty, 12);
+    fa3gen::init_barriers(k_empty, 8);
     fa3gen::init_barriers(v_full, 1);
-    fa3gen::init_barriers(v_empty, 12);
+    fa3gen::init_barriers(v_empty, 8);
     fa3gen::init_barriers(work_full, 1);
-    fa3gen::init_barriers(work_empty, 12);
+    fa3gen::init_barriers(work_empty, 8);
     fa3gen::fence_barrier_init();
   }
   __syncthreads();
 
+  fa3gen::wait_for_lists();
+
   if (threadIdx.x < 128) {
     // TMA warpgroup: one thread loads Q, K and V
-    fa3gen::shrink_registers<56>();
+    fa3gen::shrink_registers<40>();
     if (threadIdx.x == 0) {
       fa3gen::Ring<2> q;
       fa3gen::Ring<2> k;
@@ -255,24 +270,24 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // The tile with the last key.
           fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-          fa3gen::expect_bytes(k_full[k.stage], 12288);
+          fa3gen::expect_bytes(k_full[k.stage], 32768);
           fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
               tma_k, k_full[k.stage], sK + k.stage * kStageK, kv.tile(n) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           k.advance();
           --n;
-          fa3gen::expect_bytes(q_full[q.stage], 49152);
+          fa3gen::expect_bytes(q_full[q.stage], 32768);
           fa3gen::tma_load<kChunksQK, kBlockM, kChunk>(
               tma_q, q_full[q.stage], sQ + q.stage * kStageQ, tile.m_block * kBlockM, tile.head, tile.batch, fa3gen::kEvictFirst);
           q.advance();
 #pragma unroll 1
           for (; n >= kv.begin; --n) {
             fa3gen::wait_barrier(k_empty[k.stage], k.parity ^ 1);
-            fa3gen::expect_bytes(k_full[k.stage], 12288);
+            fa3gen::expect_bytes(k_full[k.stage], 32768);
             fa3gen::tma_load<kChunksQK, kBlockN, kChunk>(
                 tma_k, k_full[k.stage], sK + k.stage * kStageK, kv.tile(n) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             k.advance();
             fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-            fa3gen::expect_bytes(v_full[v.stage], 12288);
+            fa3gen::expect_bytes(v_full[v.stage], 32768);
             fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
                 tma_v, v_full[v.stage], sV + v.stage * kStageV, kv.tile(n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
             v.advance();
@@ -283,7 +298,7 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
         if (kv.begin < kv.end) {
           // What is owed to the last tile visited.
           fa3gen::wait_barrier(v_empty[v.stage], v.parity ^ 1);
-          fa3gen::expect_bytes(v_full[v.stage], 12288);
+          fa3gen::expect_bytes(v_full[v.stage], 32768);
           fa3gen::tma_load<kChunksV, kBlockN, kChunk>(
               tma_v, v_full[v.stage], sV + v.stage * kStageV, kv.tile(n + 1) * kBlockN, tile.kv_head, tile.batch, fa3gen::kEvictLast);
           v.advance();
@@ -292,7 +307,7 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
     }
   } else {
     // Math warpgroups: 64 query rows each
-    fa3gen::grow_registers<152>();
+    fa3gen::grow_registers<232>();
     int const consumer = __shfl_sync(0xffffffff, threadIdx.x / 128, 0) - 1;  // uniform in a warp
     int const thread = threadIdx.x % 128;
     bool const elected = thread == 0;
@@ -312,17 +327,18 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
     // Rows of S and O as (2 rows, columns) of this thread
     auto scores = fa3gen::row_column_view(tSrS);
     auto output = fa3gen::row_column_view(tOrO);
-    fa3gen::SpeculativeRows rows;
+    fa3gen::ShiftedRows rows;
     float lse[fa3gen::kRows];
     auto const first_row = [&](fa3gen::WorkTile const& tile) {
       return tile.m_block * kBlockM + consumer * kRowsWG + thread / 32 * 16 + thread % 32 / 4;
     };
+    auto const kept = [&](int row) { return keep(row, params); };
 
     fa3gen::Ring<2> q;
     fa3gen::Ring<2> k;
     fa3gen::Ring<2> v;
     fa3gen::Ring<1> work;
-    if (consumer == 2) {
+    if (consumer == 1) {
       fa3gen::named_arrive(turn_barrier(consumer + 1), 256);
     }
     for (;;) {
@@ -356,10 +372,12 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
         fa3gen::pin(tSrS);
         fa3gen::arrive_each_warp(k_empty[k.stage]);
         k.advance();
-        fa3gen::mask_scores(scores, kv.tile(n) * kBlockN, mask);
-        fa3gen::update_max(scores, rows, params.scale_log2);
-        fa3gen::exponentiate(scores, rows, params.scale_log2);
-        fa3gen::update_sum(scores, rows);
+        fa3gen::mask_pattern<true, 4>(scores, first_row(tile), kv.tile(n) * kBlockN, kept, mask);
+        fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+        fa3gen::raise<0, 8>(scores);
+        fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
+        fa3gen::raise<8, 32>(scores);
+        fa3gen::add_sum(scores, rows);
         fa3gen::convert<Element>(tSrS, tOrP);
         --n;
 
@@ -381,16 +399,19 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
-          fa3gen::mask_scores(scores, kv.tile(n) * kBlockN, mask);
-          fa3gen::update_max(scores, rows, params.scale_log2);
-          fa3gen::settle_alpha(rows);
+          fa3gen::mask_pattern<true, 4>(scores, first_row(tile), kv.tile(n) * kBlockN, kept, mask);
+          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+          fa3gen::raise<0, 8>(scores);
+          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::rescale(output, rows);
-          fa3gen::exponentiate(scores, rows, params.scale_log2);
-          fa3gen::update_sum(scores, rows);
+          if (rows.grown) {
+            fa3gen::rescale(output, rows);
+          }
+          fa3gen::raise<8, 32>(scores);
+          fa3gen::add_sum(scores, rows);
           fa3gen::convert<Element>(tSrS, tOrP);
         }
 
@@ -412,21 +433,19 @@ neighbourhood_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
+          fa3gen::shift<0, 8>(scores, rows, params.scale_log2);
+          fa3gen::raise<0, 8>(scores);
+          fa3gen::shift<8, 32>(scores, rows, params.scale_log2);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::speculate<Element>(scores, tOrP, rows, params.scale_log2);
-          if (fa3gen::overshot<Element>(rows)) {
-            fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, kv.tile(n) * kBlockN);
-            fa3gen::update_max(scores, rows, params.scale_log2);
+          if (rows.grown) {
             fa3gen::rescale(output, rows);
-            fa3gen::exponentiate(scores, rows, params.scale_log2);
-            fa3gen::update_sum(scores, rows);
-            fa3gen::convert<Element>(tSrS, tOrP);
-          } else {
-            fa3gen::add_tile_sum(rows);
           }
+          fa3gen::raise<8, 32>(scores);
+          fa3gen::add_sum(scores, rows);
+          fa3gen::convert<Element>(tSrS, tOrP);
         }
         q.advance();
 

@@ -70,6 +70,7 @@ struct Mask {
 
 extern "C" __global__ void __launch_bounds__(fa3gen::kListWarps * fa3gen::kLanes)
 neighbourhood_lists(__grid_constant__ Params const params, int const block_m, int const block_n) {
+  fa3gen::launch_dependents();
   fa3gen::TileLists const& lists = params.lists;
   int const m_block = blockIdx.x;
   [[maybe_unused]] int const b = lists.batch_stride ? blockIdx.y / lists.batch_stride : 0;

@@ -440,11 +440,12 @@ relative_bias_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
+          fa3gen::speculate_scores(scores, rows, 1.f, n * kBlockN, score);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::speculate_scores<Element>(scores, tOrP, rows, 1.f, n * kBlockN, score);
+          fa3gen::convert<Element>(tSrS, tOrP);
           if (fa3gen::overshot<Element>(rows)) {
             fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
             fa3gen::modify_scores(scores, n * kBlockN, score);

@@ -428,11 +428,12 @@ softcap_forward(__grid_constant__ CUtensorMap const tma_q,
           fa3gen::pin(tSrS);
           fa3gen::arrive_each_warp(k_empty[k.stage]);
           k.advance();
+          fa3gen::speculate_scores(scores, rows, params.scale_log2, n * kBlockN, score);
           fa3gen::wgmma_wait<0>();
           fa3gen::pin(tOrO);
           fa3gen::arrive_each_warp(v_empty[v.stage]);
           v.advance();
-          fa3gen::speculate_scores<Element>(scores, tOrP, rows, params.scale_log2, n * kBlockN, score);
+          fa3gen::convert<Element>(tSrS, tOrP);
           if (fa3gen::overshot<Element>(rows)) {
             fa3gen::recompute_scores<Element, 128>(tSrS, params, tile, tile.m_block * kBlockM + consumer * kRowsWG, n * kBlockN);
             fa3gen::modify_scores(scores, n * kBlockN, score);

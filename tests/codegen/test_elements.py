@@ -57,6 +57,13 @@ ROW_MASKS = [
     "causal & (k < lengths[b] + h)",
     "k <= q - lut[h] and k >= lut[b + 1]",
 ]
+PATTERN_MASKS = [
+    "causal & ((q - k) % 4 == 0)",
+    "window(9, 2) & ((q + k) % 3 != 1)",
+    "(abs(q // 8 - k // 8) <= 1) & (abs(q % 8 - k % 8) <= 2)",
+    "(k < 17) & ((k - lut[h]) % 6 <= row % 5)",
+    "(3 * k + span[h]) % 10 < 7",
+]
 PLANE = (SIZES.b, SIZES.h, BLOCK_M, KV_TILES * BLOCK_N)
 
 
@@ -137,12 +144,26 @@ def row_mask_piece(text: str) -> Piece:
     return Piece(text, source, {"mask": "kept_rows<{}::Mask>()"})
 
 
+def pattern_piece(text: str) -> Piece:
+    """A mask that repeats along rows, from its kernel."""
+    knobs = {"tile": {"m": 128, "n": 128}, "overlap": 1, "pingpong": False}
+    kernel = render((make_schedule(spec_of(mask=text, schedule=knobs)),)).kernels[0].text
+    start = kernel.index("struct Mask {")
+    keep = kernel.index("CUTE_DEVICE fa3gen::RowKeys keep", start)
+    source = kernel[start : kernel.index("\n}\n", keep) + 3]
+    arguments = re.search(r"mask_pattern<(true|false), (\d+)>", kernel)
+    assert arguments is not None, text
+    call = f"pattern<{{0}}::Mask, {arguments[1]}, {arguments[2]}>({{0}}::keep)"
+    return Piece(text, source, {"mask": call})
+
+
 def pieces() -> tuple[list[Piece], dict[str, str]]:
     """Everything that is compiled, and what is said of the rest, by its text."""
     texts = {
         score_piece: [*SCORES, *DRAWN_SCORES],
         mask_piece: [*MASKS, *DRAWN_MASKS],
         row_mask_piece: ROW_MASKS,
+        pattern_piece: PATTERN_MASKS,
     }
     found, refused = [], {}
     for make, those in texts.items():
@@ -339,6 +360,12 @@ def test_masks(results: Results, text: str, tables: str) -> None:
 @each_set
 @pytest.mark.parametrize("text", ROW_MASKS)
 def test_masks_by_rows(results: Results, text: str, tables: str) -> None:
+    check_mask(results, text, tables)
+
+
+@each_set
+@pytest.mark.parametrize("text", PATTERN_MASKS)
+def test_masks_that_repeat(results: Results, text: str, tables: str) -> None:
     check_mask(results, text, tables)
 
 

@@ -7,10 +7,10 @@
 
 namespace fa3gen {
 
-// S = 2^x, P = S rounded, tile_sum = rowsum S, of x = exponent(r, c, column, pair).
-template <class Element, class Scores, class Operand, class Formula, class Exponent>
-__device__ __forceinline__ void raise_scores(Scores& scores, Operand& p, SpeculativeRows& rows, int first,
-                                             Formula const& formula, Exponent exponent) {
+// S = 2^x, tile_sum = rowsum S, of x = exponent(r, c, column, pair).
+template <class Scores, class Formula, class Exponent>
+__device__ __forceinline__ void raise_scores(Scores& scores, SpeculativeRows& rows, int first, Formula const& formula,
+                                             Exponent exponent) {
   constexpr int kColumns = decltype(cute::size<1>(scores))::value;
   float odd_sum[kRows];
 #pragma unroll
@@ -28,7 +28,6 @@ __device__ __forceinline__ void raise_scores(Scores& scores, Operand& p, Specula
       scores(r, c + 1) = exp2_approx(exponent(r, c + 1, odd, pair));
       rows.tile_sum[r] += scores(r, c);
       odd_sum[r] += scores(r, c + 1);
-      p(c / 2 * kRows + r) = round_pair<Element>(scores(r, c), scores(r, c + 1));
     }
   }
 #pragma unroll
@@ -49,16 +48,15 @@ __device__ __forceinline__ bool within_short_tanh(float const (&shift)[kRows], f
 }
 
 // The same of a formula over the maxima of the tiles before, which `shift` has as exponents of 2.
-template <class Element, class Scores, class Operand, class Formula>
-__device__ __forceinline__ void raise_formula(Scores& scores, Operand& p, SpeculativeRows& rows,
-                                              float const (&shift)[kRows], float multiplier, int first,
-                                              Formula const& formula) {
+template <class Scores, class Formula>
+__device__ __forceinline__ void raise_formula(Scores& scores, SpeculativeRows& rows, float const (&shift)[kRows],
+                                              float multiplier, int first, Formula const& formula) {
   typename Formula::Base base[kRows] = {formula.base(0, first), formula.base(1, first)};
   if constexpr (Formula::kBiased) {
     base[0].bias -= shift[0];
     base[1].bias -= shift[1];
   }
-  raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, auto const& column, auto const& pair) {
+  raise_scores(scores, rows, first, formula, [&](int r, int c, auto const& column, auto const& pair) {
     int const offset = column_offset(c);
     float const x = formula(scores(r, c), r, base[r], column, pair, c % 2, first + offset, offset);
     return Formula::kBiased ? x : x * multiplier - shift[r];
@@ -67,9 +65,9 @@ __device__ __forceinline__ void raise_formula(Scores& scores, Operand& p, Specul
 
 // What fa3gen::speculate makes of formula(S): a biased formula gives exponents of 2, whose shift its base
 // takes, and any other what the softmax multiplies.
-template <class Element, class Scores, class Operand, class Formula>
-__device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, SpeculativeRows& rows,
-                                                 float multiplier, int key, Formula const& formula) {
+template <class Scores, class Formula>
+__device__ __forceinline__ void speculate_scores(Scores&& scores, SpeculativeRows& rows, float multiplier, int key,
+                                                 Formula const& formula) {
   int const first = first_key(key);
   float shift[kRows];
 #pragma unroll
@@ -80,7 +78,7 @@ __device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, Sp
     float const end = multiplier * ShortTanh::kTanhEnd;
     if (within_short_tanh(shift, end)) {
       ShortTanh const capped(formula.slope(), multiplier);
-      raise_scores<Element>(scores, p, rows, first, formula, [&](int r, int c, auto const&, auto const&) {
+      raise_scores(scores, rows, first, formula, [&](int r, int c, auto const&, auto const&) {
         return capped(scores(r, c), shift[r]);
       });
 #pragma unroll
@@ -90,7 +88,7 @@ __device__ __forceinline__ void speculate_scores(Scores&& scores, Operand& p, Sp
       return;
     }
   }
-  auto const raise = [&](auto const& chosen) { raise_formula<Element>(scores, p, rows, shift, multiplier, first, chosen); };
+  auto const raise = [&](auto const& chosen) { raise_formula(scores, rows, shift, multiplier, first, chosen); };
   if constexpr (Formula::kHasFar) {
     constexpr int kKeys = decltype(cute::size<1>(scores))::value * 4;
     if (formula.template far<kKeys>(key, raise)) {

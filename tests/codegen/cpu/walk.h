@@ -92,6 +92,15 @@ void capped_scores(float factor, float shift) {
   });
 }
 
+// Of a mask that repeats along rows, inside the keys that keep(row, params) gives.
+template <class Mask, bool kBegins, int kBlocks, class Keep>
+void pattern(Keep keep) {
+  walk([keep](fa3gen::WorkTile const& work, int row, int key, Tile& tile) {
+    auto const kept = [keep](int r) { return keep(r, params); };
+    fa3gen::mask_pattern<kBegins, kBlocks>(tile, row, key, kept, Mask(work, row, params));
+  });
+}
+
 template <class Mask>
 void masked() {
   walk([](fa3gen::WorkTile const& work, int row, int key, Tile& tile) {
