@@ -251,7 +251,6 @@ class KernelView:
         biased, plain = op.cursor is not None, self.program.score.plain
         return (*([bias] if biased else []), *([] if plain else [formula]))
 
-
     def tile_behind(self, tiles: int) -> str:
         """The KV tile so many behind the loop's, which are visited from the last one down."""
         place = f"n {'+' if tiles > 0 else '-'} {abs(tiles)}" if tiles else "n"
@@ -532,7 +531,9 @@ def _mask_pattern(pattern: Pattern, program: Program) -> MaskView:
     begins = "false" if pattern.keys.begin is None else "true"
     function = f"mask_pattern<{begins}, {pattern.blocks}>"
     template, closure = "forward/mask_pattern.j2", "forward/kept_rows.j2"
-    return MaskView(template, closure, function, "kept, mask", "first_row(tile), ", view, begin, end)
+    return MaskView(
+        template, closure, function, "kept, mask", "first_row(tile), ", view, begin, end
+    )
 
 
 def _row_ends(keys: Interval, names: KernelNames) -> tuple[str, str]:

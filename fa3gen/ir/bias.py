@@ -1,10 +1,10 @@
 """BiasTile: an input that a score formula adds at each element's own row and key.
 
-For ``score + bias[b, h, row, k]`` TMA loads a tile of the bias for each tile of scores, beside K. A
-warpgroup reads its rows in the layout of its accumulators (``ldmatrix``) and adds ``bias / scale`` to
-the products, while the product with V of the tile before runs; what follows is the softmax of the
-formula without the bias. Read by each thread from global memory instead, the bias would keep the L1
-busier than the products do the tensor core. NOTES tells of other places for it.
+For ``score + bias[b, h, row, k]`` TMA loads a tile of the bias for each tile of scores, beside K.
+A warpgroup reads its rows in the layout of its accumulators (``ldmatrix``) and adds bias / scale
+to the products, while the product with V of the tile before runs; what follows is the softmax of
+the formula without the bias. Read by each thread from global memory instead, the bias would keep
+the L1 busier than the products do the tensor core. NOTES tells of other places for it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class BiasTile:
     @property
     def heads(self) -> tuple[Any, Any]:
         """The indices before row and key, outermost first; 0 where there are fewer."""
-        before = self.lookup.args[:-2]
-        return (sympy.Integer(0),) * (2 - len(before)) + before
+        first, second, *_ = (0, 0, *self.lookup.args[:-2])[-2:]
+        return sympy.sympify(first), sympy.sympify(second)
 
 
 def kernel_score(spec: AttentionSpec) -> tuple[ScoreForm, BiasTile | None]:
@@ -56,7 +56,7 @@ def kernel_score(spec: AttentionSpec) -> tuple[ScoreForm, BiasTile | None]:
 
 
 def _has_tiles(lookup: Any, meta: InputMeta) -> bool:
-    """Whether elements are looked up at their own row and key, of what a work tile has in common."""
+    """Whether elements are looked up at their own row and key, of what a work tile shares."""
     if meta.dtype not in _LOADED or meta.shape[-2:] != ("row", "k"):
         return False
     *heads, row, key = lookup.args

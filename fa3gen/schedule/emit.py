@@ -336,7 +336,7 @@ class Emitter:
             self._retire_for([register])
 
     def release(self, ring: str, skew: int = 0) -> None:
-        """The stage of a ring that computations have read for the last time, to be filled by TMA."""
+        """A ring's stage that computations have read for the last time, for TMA to fill."""
         self.append(ProxyFence(), Arrive(f"{ring}_empty", ring, Executor.EACH_WARP), Advance(ring))
         self.awaited.discard(ring)
         if self.prefetch is not None:

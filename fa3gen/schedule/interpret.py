@@ -238,8 +238,7 @@ class _Call:
         return tile
 
     def load_bias(self, bias: BiasTile, work: WorkTile, first_row: int, first_key: int) -> Tensor:
-        """The tile of an input from a row and a key on, of one row or key where those are broadcast;
-        zero outside the tensor."""
+        """The tile of an input from a row and a key on; zero outside the tensor."""
         buffer, at = self.program.buffer("Bias"), self.head_indices(work)
         heads = {symbol: _integer(value) for symbol, value in at.items()}
         table = self.inputs[bias.meta.name]

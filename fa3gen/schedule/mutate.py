@@ -213,7 +213,8 @@ def harmless(program: Program, swap: Swap) -> str | None:
     """Why an exchange of neighbours keeps a Program right, if one of these reasons holds.
 
     An instruction is *private* if it touches nothing but its warpgroup's registers, products and
-    cursors (and so not the shared tile of a bias). None but the last two reasons let two instructions pass that share a private resource.
+    cursors (and so not the shared tile of a bias). None but the last two reasons let two
+    instructions pass that share a private resource.
     """
     first = tuple(instructions((swap.first,)))
     second = tuple(instructions((swap.second,)))
@@ -233,6 +234,8 @@ def harmless(program: Program, swap: Swap) -> str | None:
         ends = any(isinstance(i, EndOfWork) for i in first)
         if not ends and all(isinstance(i, Expect) and _is_free_before(program, i) for i in second):
             return "announces a tile whose stage was free before"
+        if len(second) == 1 and _bias_tells(program, _site_of(program, swap.second, swap.path)):
+            return "announces a tile whose stage's last one has landed, as other waits tell"
         turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
         if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
             return "takes the turn before waiting for a stage: the order of products is for speed"
@@ -251,6 +254,23 @@ def harmless(program: Program, swap: Swap) -> str | None:
         if not refills and _released_later(program, site, swap.second.cursor):
             return "a later release of the work tile covers it"
     return None
+
+
+def _site_of(program: Program, node: Node, path: Path) -> Site | None:
+    """The site of the second of two neighbours, if it is an instruction."""
+    wanted = (*path[:-1], path[-1] + 1)
+    return next((s for s in sites(program) if s.path == wanted and s.instruction is node), None)
+
+
+def _bias_tells(program: Program, site: Site | None) -> bool:
+    """Whether an announcement may come before the wait for its stage, since waits before it tell
+    that what the stage held has landed: of V in the KV loop, of a bias before it, where O lies over
+    Q, so that a work tile's Q is waited for until all of the one before is done."""
+    if site is None or program.bias is None or not _lies_under_o(program, "Q"):
+        return False
+    expect, loops = site.instruction, len(site.loops)
+    ring = program.ring(expect.cursor).name if isinstance(expect, Expect) else ""
+    return (ring, loops) in (("V", 2), ("Bias", 1))
 
 
 def _is_free_before(program: Program, expect: Expect) -> bool:
@@ -372,10 +392,11 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
 def _covered(program: Program, site: Site) -> Predicate | None:
     """Which earlier instructions only this arrival, commit or fence publishes, groups or orders.
 
-    * an arrival on an empty barrier: the retirement of the products that read the stage, or of the
-      store of what lies over it, or the computation that reads it; where a later release covers these too, the wait for the stage,
-      for an arrival must know that the phase before is over;
-    * the announcement of bytes: the wait for the stage, for it starts the stage's next phase;
+    * an arrival on an empty barrier: the retirement of the products that read the stage, the store
+      of what lies over it, or the computation that reads it; where a later release covers these
+      too, the wait for the stage, for an arrival must know that the phase before is over;
+    * the announcement of bytes: the wait for the stage, for it starts the stage's next phase, if no
+      other wait tells that it may;
     * passing the turn on: taking it;
     * a commit: what it groups;
     * wgmma.fence: computations with operands of the products from here to the next fence;
@@ -398,6 +419,8 @@ def _covered(program: Program, site: Site) -> Predicate | None:
                 else isinstance(i, WgmmaWait) and bool(reads & set(i.retires))
             )
         case Expect(cursor=cursor):
+            if _bias_tells(program, site):
+                return None
             return lambda i: isinstance(i, Wait) and i.cursor == cursor
         case NamedArrive(barrier=barrier):
             return lambda i: isinstance(i, NamedSync) and i.barrier == barrier

@@ -50,9 +50,7 @@ _NO_PLACE = (
     "O cannot be staged there: over Q it needs head dims with v <= qk; over V a producer, overlap "
     "1 or 2, and stages that together have as many keys as the tile has rows"
 )
-_CUT_CHUNK = (
-    "tiles of {} are loaded in chunks of 64 keys: take a multiple of as many"
-)
+_CUT_CHUNK = "tiles of {} are loaded in chunks of 64 keys: take a multiple of as many"
 _REDO_O, _REDO_KEYS = 64, 64  # registers of O beside which fewer keys' P leaves too few
 _BIAS_REGISTERS = 8  # addresses and temporaries of a bias that is loaded
 _POSITION_REGISTERS = 2  # of a bias that depends on positions

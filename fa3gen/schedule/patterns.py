@@ -57,10 +57,10 @@ def _period(keep: sympy.Basic) -> int | None:
     for part in keep.atoms(FloorMod):
         dividend, divisor = part.args
         step = sympy.expand(dividend).coeff(symbols.k, 1)
-        if step.is_Integer and divisor.is_Integer and divisor > 0 and dividend.is_integer:
-            if symbols.k not in sympy.expand(dividend - step * symbols.k).free_symbols:
-                periods.append(int(divisor) // math.gcd(int(divisor), int(step)))
-                others[part] = sympy.Dummy(integer=True)
+        whole = step.is_Integer and divisor.is_Integer and divisor > 0 and dividend.is_integer
+        if whole and symbols.k not in sympy.expand(dividend - step * symbols.k).free_symbols:
+            periods.append(int(divisor) // math.gcd(int(divisor), int(step)))
+            others[part] = sympy.Dummy(integer=True)
     if len(periods) == 1 or symbols.k in keep.xreplace(others).free_symbols:
         return None
     return math.lcm(*periods)

@@ -678,7 +678,8 @@ def _head(block: Block) -> str:
             return f"on instance {instance}"
 
 
-_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys", "cursor")  # where they say nothing
+# Fields that are not shown where they say nothing.
+_OMITTED = ("skew", "shift", "flip", "empty", "a_cursor", "keys", "cursor")
 
 
 def _show(node: Node, depth: int) -> str:

@@ -100,6 +100,7 @@ def schedule_of(name: str) -> Schedule:
 # --- the Program ----------------------------------------------------------------------------------
 
 _CALCS = {
+    CalcKind.BIAS: "add_bias",
     CalcKind.ROW_MAX: "update_max",
     CalcKind.EXP: "exponentiate",
     CalcKind.ROW_SUM: "update_sum",
@@ -152,7 +153,9 @@ def meant(event: Event, work: list[TileRange]) -> Happening | None:
     return None
 
 
-def spelled(happening: Happening, overshot: bool, structs: tuple[str, ...]) -> list[Happening]:
+def spelled(
+    happening: Happening, overshot: bool, structs: tuple[str, ...], biased: bool
+) -> list[Happening]:
     """What the text shows of a computation that it spells out: what is done again is a step with
     exact maxima, and what is kept of rows are the structs of the formula and of the mask."""
     if happening[0] == "rows":
@@ -162,8 +165,9 @@ def spelled(happening: Happening, overshot: bool, structs: tuple[str, ...]) -> l
     if not overshot:
         return [("add_tile_sum",)]
     again = ("update_max", "rescale", "exponentiate", "update_sum", "convert")
+    bias = [("add_bias",)] if biased else []
     score = [("score", happening[1])] if "Score" in structs else []
-    return [happening, *score, *((name,) for name in again)]
+    return [happening, *bias, *score, *((name,) for name in again)]
 
 
 # --- the text -------------------------------------------------------------------------------------
@@ -183,18 +187,18 @@ _FORMS = [
     (r"named_arrive\((\w+)_barrier", lambda m, n: ("NamedArrive", m[1])),
     (r"tma_load<.*tma_q,", lambda m, n: ("Load", "q", None)),
     (
-        r"tma_load<.*tma_(\w),.*, " + _INDEX,
+        r"tma_load<.*tma_(\w+),.*, " + _INDEX,
         lambda m, n: ("Load", m[1], _index(m[2], n)),
     ),
     (r"issue_gemm\w*<Product(\w+),", lambda m, n: ("Gemm", m[1])),
     (r"wgmma_wait<(\d)>", lambda m, n: ("WgmmaWait", int(m[1]))),
     (
-        r"mask_(?:scores|rows<\w+>)\(.*, " + _INDEX,
+        r"mask_(?:scores|rows<\w+>|pattern<\w+, \d+>)\(.*, " + _INDEX,
         lambda m, n: ("mask", _index(m[1], n)),
     ),
     (r"fa3gen::(convert|speculate)<Element>\((?:tSr|scores)", lambda m, n: (m[1],)),
     (
-        r"fa3gen::(update_max|exponentiate|update_sum|rescale|normalize|add_sum|add_tile_sum)(?:_with_sink)?\(",
+        r"fa3gen::(add_bias|update_max|exponentiate|update_sum|rescale|normalize|add_sum|add_tile_sum)(?:_with_sink|<\w+>)?\(",
         lambda m, n: (m[1],),
     ),
     (
@@ -202,7 +206,7 @@ _FORMS = [
         lambda m, n: ("score", _index(m[1], n)),
     ),
     (
-        r"speculate_scores<.*, " + _INDEX,
+        r"speculate_scores\(.*, " + _INDEX,
         lambda m, n: ("speculate_scores", _index(m[1], n)),
     ),
     (r"^(\w+) const \w+\(tile, first_row\(tile\), params\)", lambda m, n: ("rows", m[1])),
@@ -370,5 +374,9 @@ def test_the_text_does_what_the_program_says(name: str) -> None:
                 said = list(walk.run(parsed(role_text(kernel, role.name))))
                 events = flatten(program, role, instance, work)
                 happenings = [h for h in (meant(event, work) for event in events) if h is not None]
-                wanted = [part for h in happenings for part in spelled(h, overshot, structs)]
+                wanted = [
+                    part
+                    for happening in happenings
+                    for part in spelled(happening, overshot, structs, program.bias is not None)
+                ]
                 assert said == wanted, (name, tiles, role.name, instance)

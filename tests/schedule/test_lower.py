@@ -109,11 +109,12 @@ def test_expected_bytes_are_those_of_the_tile(name: str) -> None:
     expected = {
         i.barrier: i.bytes for i in instructions(prog.roles[0].body) if isinstance(i, Expect)
     }
-    assert set(expected) == {"Q_full", "K_full", "V_full"}
-    for ring in ("Q", "K", "V"):
+    rings = ("Q", "K", "V", *(["Bias"] if prog.bias else []))
+    assert set(expected) == {f"{ring}_full" for ring in rings}
+    for ring in rings:
         buffer = prog.buffer(ring)
         assert expected[f"{ring}_full"] == buffer.rows * buffer.cols * 2 == buffer.stage_bytes
-        rows = prog.block_m if ring == "Q" else prog.block_n
+        rows = prog.block_n if ring in ("K", "V") else prog.block_m
         assert buffer.rows == rows
 
 
@@ -296,8 +297,10 @@ def test_maxima_are_speculated_on_where_a_program_can(dims: Any) -> None:
     assert plan.tiling.maxima is Maxima.SPECULATIVE
     for mask in ("window(100, 0)", "chunk(100)"):  # mask nearly every tile
         assert make_schedule(AttentionSpec(head_dim=dims, mask=mask)).tiling.maxima is elsewhere
-    listed = AttentionSpec(head_dim=dims, mask="(q - k) % 2 == 0")  # taken to mask few
+    listed = AttentionSpec(head_dim=dims, mask="k * k % 128 < q")  # taken to mask few
     assert make_schedule(listed).tiling.maxima is Maxima.SPECULATIVE
+    repeating = AttentionSpec(head_dim=dims, mask="(q - k) % 2 == 0")  # masks every tile
+    assert make_schedule(repeating).tiling.maxima is elsewhere
     shared = AttentionSpec(head_dim=dims, schedule={"p_operand": "shared", "warpgroups": 2})
     assert make_schedule(shared).tiling.maxima is elsewhere
     for asked in Maxima:
