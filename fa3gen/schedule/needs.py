@@ -20,6 +20,7 @@ __all__ = [
     "TWO_SCORES_REGISTERS",
     "Setting",
     "consumer_limit",
+    "key_unit",
     "launch_registers",
     "o_over",
     "over_budget",
@@ -103,6 +104,12 @@ def padded_dim(dim: int, dtype: DType) -> int:
     """A head dim padded in shared memory to whole 128-byte column chunks."""
     chunk = HOPPER.swizzle_bytes // dtype.bytes
     return -(-dim // chunk) * chunk
+
+
+def key_unit(spec: AttentionSpec) -> int:
+    """What the keys of a KV tile are a multiple of: a bias is loaded in whole chunks of them."""
+    _, bias = kernel_score(spec)
+    return HOPPER.product_block if bias is None else padded_dim(1, bias.meta.dtype)
 
 
 def product_dim(dim: int) -> int:
@@ -239,7 +246,7 @@ def over_budget(
     if not places:
         return _NO_PLACE
     _, found = kernel_score(spec)
-    if found and block_n % padded_dim(1, found.meta.dtype):
+    if found and block_n % key_unit(spec):
         return _CUT_CHUNK.format(found.meta.name)
     if setting.maxima is Maxima.LAZY and setting.overlap == 1 and block_n < _SERIAL_LAZY_KEYS:
         return _FEW_KEYS

@@ -259,14 +259,16 @@ def _pace(work: tuple[int, int, int], duration: int) -> Pace:
 
 
 def _edges(graph: OpGraph, masked: bool) -> list[tuple[str, str, int]]:
-    """Dependences between a consumer's operations; scores bypass a mask that is not run. Sum and
-    conversion, which accompany the exponentials, are not among the targets."""
+    """Dependences between a consumer's operations; scores bypass a mask that is not run, and a
+    bias, which is taken for a part of their product. Sum and conversion, which accompany the
+    exponentials, are not among the targets."""
     timed = {"GemmQK", "RowMax", "Rescale", "Exp", "GemmPV"} | ({"Mask"} if masked else set())
     timed |= {"ScoreMod"} if graph.score else set()
+    passed = {"AddBias": "GemmQK"}
+    passed |= {} if masked else {"Mask": "ScoreMod" if graph.score else "GemmQK"}
     found = set()
     for edge in graph.dependences:
-        before_mask = "ScoreMod" if graph.score else "GemmQK"
-        source = edge.source if edge.source != "Mask" or masked else before_mask
+        source = passed.get(edge.source, edge.source)
         if source in timed | {"ConvertP"} and edge.target in timed:
             found.add((source, edge.target, edge.distance))
     return sorted(found)

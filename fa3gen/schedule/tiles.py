@@ -14,7 +14,14 @@ from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.ir.bias import kernel_score
 from fa3gen.schedule.arch import HOPPER
 from fa3gen.schedule.cost import estimate, rates_of, whole_share
-from fa3gen.schedule.needs import Setting, o_over, over_budget, producer_needs, product_dim
+from fa3gen.schedule.needs import (
+    Setting,
+    key_unit,
+    o_over,
+    over_budget,
+    producer_needs,
+    product_dim,
+)
 from fa3gen.schedule.patterns import row_pattern
 from fa3gen.schedule.ranges import KeyBounds
 from fa3gen.schedule.schedule import Candidate, Choice, Persistence, Tiling
@@ -78,7 +85,8 @@ def _weigh(spec: AttentionSpec, bounds: KeyBounds, setting: Setting) -> Choice:
     """The tiles of (query rows, keys) that fit, the chosen one first."""
     tile = spec.schedule.tile
     most = _LISTED_KEYS if bounds.listed else _KEYS[-1]
-    keys = [tile.n] if tile and tile.n else [n for n in _KEYS if n <= most]
+    units = [n for n in _KEYS if n <= most and not n % key_unit(spec)]
+    keys = [tile.n] if tile and tile.n else units
     dims = (product_dim(spec.head_dim.qk), product_dim(spec.head_dim.v))
     pace = rates_of(setting.maxima)
     biased = _BIASED_CLOSE if kernel_score(spec)[1] else 1.0

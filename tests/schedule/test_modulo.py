@@ -364,6 +364,19 @@ def test_steps_are_told_apart_by_what_the_solver_sees() -> None:
     assert ours != key("bf16", EXACT, replace(ROOMY, stages_v=3))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("score", ["score", "20 * tanh(score / 20)"])
+def test_a_bias_is_taken_for_a_part_of_its_product(score: str, masked: bool) -> None:
+    """What follows still waits for the product."""
+    steps = []
+    for text in (score, score.replace("score", "(score + bias[row, k])")):
+        inputs = {"bias": {"shape": ["row", "k"], "dtype": "bf16"}} if "bias" in text else {}
+        spec = AttentionSpec(head_dim=128, score=text, inputs=inputs)
+        steps.append(make_step(build_forward(spec, 128, 128), ROOMY, EXACT, masked=masked))
+    without, biased = steps
+    assert biased == without
+
+
 def test_prints_a_row_for_each_operation() -> None:
     text = str(solved((128, 128), 2, 128, LAZY))
     assert "bound by tensor core; tensor core 100 % busy" in text
