@@ -1,4 +1,4 @@
-"""Fixtures of several test folders: the stand-in kernel, built once a session."""
+"""Fixtures of several test folders: the stand-in kernel, built once a session, and one thread."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from standin import host_with_inputs, standin_source
 
 from fa3gen.codegen.source import OpSource
 from fa3gen.errors import ToolchainError
 from fa3gen.runtime.artifact import Artifact
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiles are small: threads gain nothing, and lose much where other tests run beside."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
