@@ -335,9 +335,11 @@ class Emitter:
         for register in registers:
             self._retire_for([register])
 
-    def release(self, ring: str, skew: int = 0) -> None:
-        """A ring's stage that computations have read for the last time, for TMA to fill."""
-        self.append(ProxyFence(), Arrive(f"{ring}_empty", ring, Executor.EACH_WARP), Advance(ring))
+    def release(self, ring: str, skew: int, fence: bool) -> None:
+        """The stage of a ring that computations have read for the last time; ``fence``: unless a
+        later one comes before TMA fills it."""
+        self.append(*([ProxyFence()] if fence else []))
+        self.append(Arrive(f"{ring}_empty", ring, Executor.EACH_WARP), Advance(ring))
         self.awaited.discard(ring)
         if self.prefetch is not None:
             self._load_ahead(ring, self.prefetch.stages - skew)

@@ -301,7 +301,7 @@ def _producer(schedule: Schedule, memory: MemoryPlan, registers: RegisterPlan) -
             for index in indices:
                 with emit.step(index):
                     # Q's release came after those of the work tile before
-                    free = ("K",) if index and not drains else ()
+                    free = ("K", "Bias") if index and not drains else ()
                     load(range(index + 1, depth + 1) if drains else range(index + 1), free)
 
     early, over_v = releases_q_early(schedule.tiling), schedule.tiling.o_over == "V"
@@ -533,10 +533,22 @@ def _iteration(emit: Emitter, schedule: Schedule, part: _Part, turn: Turn | None
                     emit.free(score, "P")
                 emit.calc(step.kind, reads, writes, place.stage, keys, ring)
                 if ring is not None and step.kind is readers[-1]:
-                    emit.release(ring, place.stage)
+                    emit.release(ring, place.stage, _fences(schedule, emit.horizon))
     complete = stages.stop > schedule.depth and schedule.score_tiles == 1
     if complete or stages.start == schedule.depth:
         emit.drain()  # everything owed to this iteration's tiles was issued
+
+
+def _fences(schedule: Schedule, horizon: int | None) -> bool:
+    """Whether the stage of a bias is released behind a fence of its own. The last two of a work
+    tile are filled after the next one's Q, and so after any fence that comes before Q's release:
+    that of the last bias, of P or of O. But a producer fills one stage before Q."""
+    tiling = schedule.tiling
+    if horizon is None:
+        return True
+    if horizon < 0:
+        return not tiling.p_shared and tiling.o_over != "Q"
+    return tiling.specialized and tiling.stages == schedule.depth
 
 
 def _gemm(schedule: Schedule, place: Placement, score: str) -> Gemm:

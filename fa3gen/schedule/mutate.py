@@ -63,6 +63,7 @@ from fa3gen.schedule.program import (
     WgmmaWait,
     instructions,
 )
+from fa3gen.schedule.told import announced_by_others, released_by_others
 
 __all__ = ["Mutant", "Swap", "alterations", "deletions", "harmless", "misplacements", "swaps"]
 
@@ -213,7 +214,7 @@ def harmless(program: Program, swap: Swap) -> str | None:
     """Why an exchange of neighbours keeps a Program right, if one of these reasons holds.
 
     An instruction is *private* if it touches nothing but its warpgroup's registers, products and
-    cursors (and so not the shared tile of a bias). None but the last two reasons let two
+    cursors, and shared tiles that the other does not guard. None but the last three reasons let two
     instructions pass that share a private resource.
     """
     first = tuple(instructions((swap.first,)))
@@ -229,18 +230,25 @@ def harmless(program: Program, swap: Swap) -> str | None:
             return "releases later"
         if all(isinstance(i, (Expect, Load, Advance)) for i in (*first, *second)):
             return "loads into stages that are free in another order"
-        if any(all(map(_is_private, side)) for side in (first, second)):
+        if any(_is_private(program, *sides) for sides in ((first, second), (second, first))):
             return "passes private work that shares nothing with it"
         ends = any(isinstance(i, EndOfWork) for i in first)
         if not ends and all(isinstance(i, Expect) and _is_free_before(program, i) for i in second):
             return "announces a tile whose stage was free before"
-        if len(second) == 1 and _bias_tells(program, _site_of(program, swap.second, swap.path)):
-            return "announces a tile whose stage's last one has landed, as other waits tell"
+        own = [i for i in second if isinstance(i, Expect) and _is_told_otherwise(program, i)]
+        if own and all(isinstance(i, Wait) and i.cursor == own[0].cursor for i in first):
+            return "announces a tile whose wait the announcements of other rings tell of"
         turn = [i for i in second if isinstance(i, NamedSync) and _is_turn(program, i.barrier)]
         if len(turn) == len(second) and all(isinstance(i, Wait) for i in first):
             return "takes the turn before waiting for a stage: the order of products is for speed"
     if all(isinstance(i, InitBarrier) for i in (*first, *second)):
         return "initialises barriers in another order"
+    if (
+        isinstance(swap.first, ProxyFence)
+        and isinstance(swap.second, Arrive)
+        and released_by_others(program, swap.second)
+    ):
+        return "the release of another ring, behind the fence, covers it"
     if isinstance(swap.first, WgmmaWait) and isinstance(swap.second, Arrive):
         site = next(site for site in sites(program) if site.path == swap.path)
         ring = program.ring(swap.second.cursor).name
@@ -256,23 +264,6 @@ def harmless(program: Program, swap: Swap) -> str | None:
     return None
 
 
-def _site_of(program: Program, node: Node, path: Path) -> Site | None:
-    """The site of the second of two neighbours, if it is an instruction."""
-    wanted = (*path[:-1], path[-1] + 1)
-    return next((s for s in sites(program) if s.path == wanted and s.instruction is node), None)
-
-
-def _bias_tells(program: Program, site: Site | None) -> bool:
-    """Whether an announcement may come before the wait for its stage, since waits before it tell
-    that what the stage held has landed: of V in the KV loop, of a bias before it, where O lies over
-    Q, so that a work tile's Q is waited for until all of the one before is done."""
-    if site is None or program.bias is None or not _lies_under_o(program, "Q"):
-        return False
-    expect, loops = site.instruction, len(site.loops)
-    ring = program.ring(expect.cursor).name if isinstance(expect, Expect) else ""
-    return (ring, loops) in (("V", 2), ("Bias", 1))
-
-
 def _is_free_before(program: Program, expect: Expect) -> bool:
     """Whether the stage of a load without an empty barrier is free before the waits beside it: once
     its work tile is claimed, or with more stages than K has."""
@@ -283,12 +274,27 @@ def _is_free_before(program: Program, expect: Expect) -> bool:
     return claims or ring.stages > program.buffer("K").stages
 
 
+def _is_told_otherwise(program: Program, expect: Expect) -> bool:
+    """Whether other announcements tell of the wait before this one; of two tiles a step none has
+    others both before and behind it."""
+    return program.bias is not None and announced_by_others(program, expect)
+
+
 _PRIVATE = (Advance, Calc, ClaimAhead, SetRegisters, StoreRows, WgmmaCommit, WgmmaFence)
 
 
-def _is_private(instruction: Instruction) -> bool:
-    shared = isinstance(instruction, Calc) and instruction.cursor is not None
-    return isinstance(instruction, _PRIVATE) and not shared
+def _is_private(
+    program: Program, side: tuple[Instruction, ...], other: tuple[Instruction, ...]
+) -> bool:
+    """Whether one side of an exchange is private; what a computation reads of a ring is guarded by
+    the ring's barriers, loads and fences."""
+    read = {program.ring(i.cursor).name for i in side if isinstance(i, Calc) and i.cursor}
+    guards = any(
+        isinstance(i, ProxyFence)
+        or (isinstance(i, (Wait, Arrive, Expect, Load)) and program.ring(i.cursor).name in read)
+        for i in other
+    )
+    return all(isinstance(i, _PRIVATE) for i in side) and not (read and guards)
 
 
 def _conflict(program: Program, first: Instruction, second: Instruction) -> bool:
@@ -392,11 +398,12 @@ def _guarded(program: Program, site: Site) -> Predicate | None:
 def _covered(program: Program, site: Site) -> Predicate | None:
     """Which earlier instructions only this arrival, commit or fence publishes, groups or orders.
 
-    * an arrival on an empty barrier: the retirement of the products that read the stage, the store
-      of what lies over it, or the computation that reads it; where a later release covers these
-      too, the wait for the stage, for an arrival must know that the phase before is over;
-    * the announcement of bytes: the wait for the stage, for it starts the stage's next phase, if no
-      other wait tells that it may;
+    * an arrival on an empty barrier: the retirement of the products that read the stage, or of the
+      store of what lies over it, or the computation that reads it last; where a later release
+      covers these too, the wait for the stage, for an arrival must know that the phase before is
+      over;
+    * the announcement of bytes: the wait for the stage, for it starts the stage's next phase; where
+      announcements of other rings tell of that wait too, the one before it;
     * passing the turn on: taking it;
     * a commit: what it groups;
     * wgmma.fence: computations with operands of the products from here to the next fence;
@@ -410,7 +417,8 @@ def _covered(program: Program, site: Site) -> Predicate | None:
                     return None  # one thread's loads tell of its waits for other stages too
                 return lambda i: isinstance(i, Wait) and i.cursor == ring
             if any(isinstance(i, Calc) and i.cursor == ring for i in _all(program)):
-                return lambda i: isinstance(i, Calc) and i.cursor == ring
+                covers = Wait if released_by_others(program, site.instruction) else Calc
+                return lambda i: isinstance(i, covers) and i.cursor == ring
             over = _lies_under_o(program, ring)
             reads = {g.accumulator for g in _gemms(program) if ring in (g.a_cursor, g.b_cursor)}
             return lambda i: (
@@ -419,8 +427,8 @@ def _covered(program: Program, site: Site) -> Predicate | None:
                 else isinstance(i, WgmmaWait) and bool(reads & set(i.retires))
             )
         case Expect(cursor=cursor):
-            if _bias_tells(program, site):
-                return None
+            if _is_told_otherwise(program, site.instruction):
+                return lambda i: isinstance(i, Wait) and i.cursor != cursor
             return lambda i: isinstance(i, Wait) and i.cursor == cursor
         case NamedArrive(barrier=barrier):
             return lambda i: isinstance(i, NamedSync) and i.barrier == barrier

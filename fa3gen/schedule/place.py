@@ -10,7 +10,11 @@
 With overlap 2 the second product runs one iteration late (stage 1), so the tensor core works on it
 while the softmax of the next tile occupies the other units (FlashAttention-3, section 3.2). With
 overlap 3 the softmax also runs one iteration late, beside both products. The producer loads a tile
-in the stage of the product that uses it.
+in the stage of the product that uses it, a bias in that of the product it is added to.
+
+Loads come in the order in which their stages become free, else the wait for one would stand for
+that for the next: the bias of a tile after the V of a tile before, but with overlap 1 before the V
+of its own.
 
 O is rescaled right after the maxima are known: by then its product, issued beside the one that the
 maxima waited for, has as good as retired, and the multiplications and the conversion of P fill the
@@ -34,10 +38,12 @@ def place(schedule: Schedule) -> Schedule:
     loads = [op for op in loop if isinstance(op, (LoadK, LoadV, LoadBias))]
     late = schedule.tiling.overlap - 1  # stage of PV
     stage = {op.name: max(late - 1, 0) for op in loop}  # of the softmax
-    stage |= {op.name: 0 for op in loop if isinstance(op, (GemmQK, LoadK))}
+    stage |= {op.name: 0 for op in loop if isinstance(op, (GemmQK, LoadK, LoadBias))}
     stage |= {op.name: late for op in loop if isinstance(op, (GemmPV, LoadV))}
     consumer = [op for op in loop if op not in loads]
-    if late:
+    if not late:
+        loads.sort(key=lambda op: isinstance(op, LoadV))
+    else:
         products = [op for op in consumer if isinstance(op, (GemmQK, GemmPV))]
         softmax = [op for op in consumer if op not in products]
         consumer = (products if late == 1 else products[::-1]) + softmax

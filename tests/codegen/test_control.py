@@ -41,6 +41,7 @@ from fa3gen.spec.load import load_spec
 Happening = tuple[Any, ...]
 
 INPUTS = {
+    "bias": {"shape": ["b", "h", "row", "k"], "dtype": "bf16"},
     "doc": {"shape": ["b", "k"], "dtype": "int32"},
     "reach": {"shape": ["h"], "dtype": "int32"},
     "slopes": {"shape": ["h"], "dtype": "fp32"},
@@ -78,6 +79,35 @@ KNOBS: dict[str, dict[str, Any]] = {
         "score": "score * slopes[h]",
         "inputs": INPUTS,
         "schedule": {"maxima": "lazy", "overlap": 3},
+    },
+    "bias, overlap 1": {
+        "mask": "window(100, 20)",
+        "score": "score + bias[b, h, row, k]",
+        "inputs": INPUTS,
+        "schedule": {"overlap": 1, "maxima": "speculative"},
+    },
+    "bias, overlap 3": {
+        "mask": "causal",
+        "score": "score + bias[b, h, row, k]",
+        "inputs": INPUTS,
+        "schedule": {"overlap": 3, "maxima": "lazy"},
+    },
+    "bias, formula": {
+        "mask": "causal",
+        "score": "20 * tanh((score - bias[b, h, row, k]) / 20)",
+        "inputs": INPUTS,
+        "schedule": {"maxima": "speculative"},
+    },
+    "bias, listed": {
+        "mask": "causal & document(doc)",
+        "score": "2 * score + bias[b, h // 2, row, k]",
+        "inputs": INPUTS,
+    },
+    "bias, no producer": {
+        "mask": "causal",
+        "score": "score + bias[b, h, row, k]",
+        "inputs": INPUTS,
+        "schedule": {"warp_specialized": False, "overlap": 3},
     },
     "overlap 3": {"mask": "window(100, 20)", "schedule": {"overlap": 3}},
     "overlap 3, full": {"schedule": {"overlap": 3, "pipeline_depth": 3}},

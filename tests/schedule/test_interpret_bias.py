@@ -46,6 +46,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no producer": {"maxima": "speculative", "warp_specialized": False},
     "no producer, overlap 3": {"maxima": "lazy", "overlap": 3, "warp_specialized": False},
     "O over V": {"maxima": "lazy", "o_staging": "over_v"},
+    "O over Q, overlap 3": {"maxima": "exact", "overlap": 3, "o_staging": "over_q"},
+    "P shared, overlap 3": {"maxima": "lazy", "overlap": 3, "p_operand": "shared"},
+    "three stages": {"maxima": "lazy", "overlap": 3, "pipeline_depth": 3},
     "one stage": {"maxima": "speculative", "pipeline_depth": 1},
     "ping-pong": {"maxima": "speculative", "tile": {"m": 128, "n": 64}, "pingpong": True},
     "wide tile": {"maxima": "lazy", "tile": {"m": 64, "n": 128}},
@@ -467,3 +470,10 @@ def test_the_chosen_tile_has_whole_chunks(dim: int, mask: str) -> None:
     assert schedule.choice is not None
     weighed = [candidate.tile for candidate in schedule.choice.candidates]
     assert all(keys % 64 == 0 for _, keys in weighed), weighed
+
+
+def test_where_no_tile_fits_the_budget_is_told() -> None:
+    """Not that fewer keys than a chunk would fit."""
+    knobs = {"tile": None, "overlap": 3}
+    with pytest.raises(ScheduleError, match=r"tile \d+x64 does not fit: \d+ of \d+ registers"):
+        make_schedule(spec_of(head_dim=256, schedule=knobs))

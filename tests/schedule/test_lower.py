@@ -74,6 +74,11 @@ def steps(name: str, role: str, instance: int = 0) -> list[Event]:
     return flatten(program(name), program(name).role(role), instance, work(name))
 
 
+def loaded(program: Program) -> list[str]:
+    """The rings that TMA fills."""
+    return [buffer.name for buffer in program.buffers if buffer.name in ("Q", "K", "V", "Bias")]
+
+
 def loops(program: Program) -> dict[Segment, tuple[Node, ...]]:
     """The consumer's bodies by segment."""
     found: dict[Segment, tuple[Node, ...]] = {}
@@ -109,13 +114,14 @@ def test_expected_bytes_are_those_of_the_tile(name: str) -> None:
     expected = {
         i.barrier: i.bytes for i in instructions(prog.roles[0].body) if isinstance(i, Expect)
     }
-    rings = ("Q", "K", "V", *(["Bias"] if prog.bias else []))
-    assert set(expected) == {f"{ring}_full" for ring in rings}
-    for ring in rings:
+    assert set(expected) == {f"{ring}_full" for ring in loaded(prog)}
+    assert ("Bias" in loaded(prog)) == (prog.bias is not None)
+    for ring in loaded(prog):
         buffer = prog.buffer(ring)
         assert expected[f"{ring}_full"] == buffer.rows * buffer.cols * 2 == buffer.stage_bytes
-        rows = prog.block_n if ring in ("K", "V") else prog.block_m
+        rows = prog.block_m if ring in ("Q", "Bias") else prog.block_n
         assert buffer.rows == rows
+        assert ring != "Bias" or buffer.cols == prog.block_n
 
 
 @each_program
@@ -124,7 +130,7 @@ def test_barriers_are_initialised_to_what_arrives(name: str) -> None:
     counts = {i.barrier: i.arrivals for i in prog.setup if isinstance(i, InitBarrier)}
     assert counts == {barrier.name: barrier.arrivals for barrier in prog.barriers}
     threads = {Executor.ELECTED: 1, Executor.EACH_WARP: 4, Executor.ALL: 128}
-    for ring in ("Q", "K", "V"):
+    for ring in loaded(prog):
         assert counts[f"{ring}_full"] == 1
         if f"{ring}_empty" not in counts:
             assert ring == "Q"  # its stage is free by the time it is loaded
@@ -173,7 +179,7 @@ def test_rings_go_round(name: str) -> None:
     """Fill f uses stage f % stages; its full barrier is awaited in phase f // stages, its empty
     barrier one phase earlier; every fill is announced, loaded, awaited and released once."""
     prog = program(name)
-    for ring in ("Q", "K", "V"):
+    for ring in loaded(prog):
         stages = prog.buffer(ring).stages
         produced, consumed = steps(name, prog.roles[0].name), steps(name, "consumer")
 
@@ -218,6 +224,30 @@ def test_products_use_the_tiles_they_are_meant_for(name: str) -> None:
                 and s.work == index
             ]
             assert met == list(range(tiles.tiles)), (kind, index)
+
+
+@each_program
+def test_a_bias_is_added_to_every_tile_once(name: str) -> None:
+    """At the stage of the ring that holds it; nothing else computes with a shared tile, but what
+    is done again."""
+    prog = program(name)
+    calcs = [s for s in steps(name, "consumer") if isinstance(s.instruction, Calc)]
+    readers = [s for s in calcs if s.instruction.cursor is not None]
+    if prog.bias is None:
+        assert not readers
+        return
+    stages = prog.buffer("Bias").stages
+    added = [s for s in calcs if s.instruction.kind is CalcKind.BIAS]
+    places = [
+        (index, tile) for index, tiles in enumerate(work(name)) for tile in range(tiles.tiles)
+    ]
+    assert [(s.work, s.tile) for s in added] == places
+    assert [(s.stage, s.phase) for s in added] == [
+        (fill % stages, fill // stages) for fill in range(len(places))
+    ]
+    for step in readers:
+        assert step.instruction.cursor == "Bias"
+        assert step in added or step.instruction.kind is CalcKind.REDO
 
 
 # --- wgmma ----------------------------------------------------------------------------------------

@@ -75,6 +75,26 @@ _KNOBS: dict[str, dict[str, Any]] = {
         "inputs": {"doc": {"shape": ["b", "k"], "dtype": "int32"}},
         "schedule": {"maxima": "lazy"},
     },
+    "bias, lazy, one stage": {
+        "mask": "full",
+        "head_dim": 64,
+        "score": "score + bias[h, row, k]",
+        "inputs": {"bias": {"shape": ["h", "row", "k"], "dtype": "fp16"}},
+        "schedule": {"maxima": "lazy", "pipeline_depth": 1},
+    },
+    "bias, overlap 3": {
+        "mask": "causal",
+        "head_dim": 64,
+        "score": "20 * tanh((score + bias[b, h, row, k]) / 20)",
+        "inputs": {"bias": {"shape": ["b", "h", "row", "k"], "dtype": "bf16"}},
+        "schedule": {"overlap": 3},
+    },
+    "bias, no producer, overlap 3": {
+        "head_dim": 64,
+        "score": "score + bias[row, k]",
+        "inputs": {"bias": {"shape": ["row", "k"], "dtype": "bf16"}},
+        "schedule": {"warp_specialized": False, "overlap": 3},
+    },
     "two CTAs an SM": {
         "mask": "causal",
         "head_dim": 64,
