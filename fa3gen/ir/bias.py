@@ -65,14 +65,19 @@ def _has_tiles(lookup: Any, meta: InputMeta) -> bool:
 
 
 def _factor(score: Any, lookup: Any) -> Any | None:
-    """The constant c with which a formula f, free of the lookup, is f(score + c * lookup)."""
+    """The constant c with which a formula f, free of the lookup, is f(score + c * lookup). Nothing
+    is multiplied out: what a formula's text can make of that has no bound."""
     rest = score.xreplace({lookup: sympy.Integer(0)})
-    linear = sympy.expand(score)
-    coefficients = linear.coeff(lookup), linear.coeff(symbols.score)
-    ratio = coefficients[0] / coefficients[1] if coefficients[1] != 0 else sympy.nan
-    for factor in (sympy.Integer(1), ratio):
-        if factor.is_Rational and factor != 0:
-            moved = rest.xreplace({symbols.score: symbols.score + factor * lookup})
-            if sympy.expand(moved - score) == 0:
-                return factor
-    return None
+    if rest.xreplace({symbols.score: symbols.score + lookup}) == score:
+        return sympy.Integer(1)
+    terms = sympy.Add.make_args(score)
+    found = [
+        term.as_coeff_Mul()
+        for symbol in (lookup, symbols.score)
+        for term in terms
+        if term.has(symbol)
+    ]
+    if [x for _, x in found] != [lookup, symbols.score]:
+        return None
+    added, multiplied = (factor for factor, _ in found)
+    return added / multiplied if added.is_Rational and multiplied.is_Rational else None

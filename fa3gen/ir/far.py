@@ -20,6 +20,7 @@ from fa3gen.inputs import InputMeta
 from fa3gen.ir.score import ScoreForm, score_form
 from fa3gen.ir.staging import Rate, rate_of, stage_score
 from fa3gen.spec import symbols
+from fa3gen.spec.sums import expanded
 
 __all__ = ["FIRSTS", "LASTS", "FarForm", "FarLookup", "far_form"]
 
@@ -77,7 +78,7 @@ def _far(table: Any, name: str, metas: Mapping[str, InputMeta]) -> FarLookup | N
     *before, index = table.args
     if not isinstance(size, int) or any(rate_of(one) is not Rate.WORK for one in before):
         return None
-    ends = _extremes(sympy.expand(index))
+    ends = _extremes(expanded(index))
     if ends is None or table.is_integer:
         return None
     first, last = (table.func(*before, sympy.Integer(i)) for i in (0, size - 1))

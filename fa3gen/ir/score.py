@@ -24,6 +24,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 
 from fa3gen.spec import symbols
+from fa3gen.spec.sums import expanded
 
 __all__ = ["LOG2E", "PLAIN", "PRODUCT", "SCALE", "SCALE_LOG2", "ScoreForm", "score_form"]
 
@@ -152,8 +153,8 @@ def _falls(term: Any) -> bool:
     moving = [f for f in sympy.Mul.make_args(rest) if symbols.k in f.free_symbols]
     if sign < 0 or len(moving) != 1:
         return False
-    slope = sympy.expand(moving[0]).coeff(symbols.k, 1)
-    left = sympy.expand(moving[0] - slope * symbols.k)
+    slope = expanded(moving[0]).coeff(symbols.k, 1)
+    left = expanded(moving[0] - slope * symbols.k)
     return bool(slope.is_positive) and symbols.k not in left.free_symbols
 
 

@@ -26,6 +26,7 @@ from sympy.core.function import AppliedUndef
 
 from fa3gen.ir.score import LOG2E, PRODUCT, SCALE_LOG2, ScoreForm
 from fa3gen.spec import symbols
+from fa3gen.spec.sums import expanded
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 
 __all__ = ["OFFSET", "Part", "Rate", "Staged", "rate_of", "stage_mask", "stage_score"]
@@ -302,10 +303,7 @@ def _step(term: Any) -> Any | None:
         (whole if symbols.k in factor.free_symbols else coefficients).append(factor)
     if len(whole) != 1 or not _is_cheap(whole[0]):
         return None
-    slope = sympy.expand(whole[0]).coeff(symbols.k, 1)
-    if (
-        not slope.is_Integer
-        or symbols.k in (sympy.expand(whole[0]) - slope * symbols.k).free_symbols
-    ):
+    slope = expanded(whole[0]).coeff(symbols.k, 1)
+    if not slope.is_Integer or symbols.k in (expanded(whole[0]) - slope * symbols.k).free_symbols:
         return None
     return sympy.Mul(slope, *coefficients)

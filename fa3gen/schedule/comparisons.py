@@ -27,6 +27,7 @@ from fa3gen.schedule.key_sets import (
     either,
     solution,
 )
+from fa3gen.spec.sums import expanded
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where, negate
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import q as Q
@@ -94,7 +95,7 @@ def _normal(expr: Any) -> Any:
 
 def _at_most_0(difference: Any) -> KeySet:
     """The keys for which ``difference <= 0``."""
-    difference = sympy.expand(difference)
+    difference = expanded(difference)
     if difference in (sympy.oo, -sympy.oo):
         return NONE if difference == sympy.oo else ALL
     for term, coefficient in difference.as_coefficients_dict().items():

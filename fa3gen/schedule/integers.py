@@ -19,6 +19,7 @@ from typing import Any
 import sympy
 from sympy.core.function import AppliedUndef
 
+from fa3gen.spec.sums import expanded
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 from fa3gen.spec.symbols import k as K
 from fa3gen.spec.symbols import q as Q
@@ -63,7 +64,7 @@ _ROOM = 2**10  # a bound is rounded up to whole tiles in int32
 
 def terms(expr: Any) -> dict[Any, int] | None:
     """Coefficients by term of an expanded sum (the constant's is 1); None if one is no integer."""
-    found = sympy.expand(expr).as_coefficients_dict()
+    found = expanded(expr).as_coefficients_dict()
     if not all(coefficient.is_Integer for coefficient in found.values()):
         return None
     return {term: int(coefficient) for term, coefficient in found.items() if coefficient}

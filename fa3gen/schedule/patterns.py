@@ -56,10 +56,12 @@ def _period(keep: sympy.Basic) -> int | None:
     periods, others = [1], {}
     for part in keep.atoms(FloorMod):
         dividend, divisor = part.args
-        step = sympy.expand(dividend).coeff(symbols.k, 1)
-        whole = step.is_Integer and divisor.is_Integer and divisor > 0 and dividend.is_integer
-        if whole and symbols.k not in sympy.expand(dividend - step * symbols.k).free_symbols:
-            periods.append(int(divisor) // math.gcd(int(divisor), int(step)))
+        moving = [t for t in sympy.Add.make_args(dividend) if symbols.k in t.free_symbols]
+        steps = [term.as_coeff_Mul() for term in moving]
+        whole = all(step.is_Integer and rest == symbols.k for step, rest in steps)
+        if whole and divisor.is_Integer and divisor > 0 and dividend.is_integer:
+            step = sum(int(step) for step, _ in steps)
+            periods.append(int(divisor) // math.gcd(int(divisor), step))
             others[part] = sympy.Dummy(integer=True)
     if len(periods) == 1 or symbols.k in keep.xreplace(others).free_symbols:
         return None
