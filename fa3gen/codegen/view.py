@@ -311,7 +311,7 @@ def kernel_view(
         tiles_template=f"forward/tiles_{'listed' if program.listed else 'range'}.j2",
         row_structs=(
             *(["Score"] if score.elements else []),
-            *(["Mask"] if mask.kept.endswith("mask") else []),
+            *(["Mask"] if mask.elements or mask.kept == "mask" else []),
         ),
         shared=_is_shared(bounds.some_begin, bounds.every_begin, bounds.every_end, bounds.some_end),
         rows=_ROWS[schedule.tiling.maxima],

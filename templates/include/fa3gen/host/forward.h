@@ -282,12 +282,10 @@ inline void launch(const ForwardOp& op, const ForwardTensors& tensors, double sc
     tma_bias = encode_input_map({op.name, declared.name, tensors.inputs[op.bias]}, forward_arguments.inputs[op.bias],
                                 declared.rank, kernel.bias);
   }
-  std::vector<void*> arguments = {&tma_q, &tma_k, &tma_v, &tma_o};
-  if (op.bias >= 0) {
-    arguments.push_back(&tma_bias);
-  }
-  arguments.push_back(&forward_arguments);
-  check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments.data()), "cudaLaunchKernelExC");
+  // A kernel without a bias takes one argument less, and the last is not read.
+  void* const fifth = op.bias >= 0 ? static_cast<void*>(&tma_bias) : &forward_arguments;
+  void* arguments[] = {&tma_q, &tma_k, &tma_v, &tma_o, fifth, &forward_arguments};
+  check_cuda(cudaLaunchKernelExC(&config, ready.function, arguments), "cudaLaunchKernelExC");
 }
 
 // out and lse in new tensors.
