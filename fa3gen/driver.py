@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SpecLike",
     "build",
+    "build_here",
     "compile",
     "gpu_name",
     "interpreted",
@@ -80,16 +81,25 @@ def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = 
 
     The artifact is self-contained: ``fa3gen.load(directory)`` needs torch alone.
     """
-    debug.set_up()
     target = Path(directory)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"-o: {target} must not exist, or be an empty folder")
+    artifact = build_here(spec, progress=progress)
+    shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
+    return Artifact.read(target)
+
+
+def build_here(spec: SpecLike, *, progress: Progress | None = None) -> Artifact:
+    """A spec's kernel in the cache, where it is built if it is not there; no GPU is needed.
+
+    Raises what ``compile`` does.
+    """
+    debug.set_up()
     request = _Request.of(spec)
     artifact = request.find()
     if artifact is None or look(artifact.directory) is None:
         artifact = request.build(progress)
-    shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
-    return Artifact.read(target)
+    return artifact
 
 
 def source_of(plan: Sequence[Schedule]) -> OpSource:
