@@ -15,9 +15,9 @@ __all__ = ["Built", "build_many", "default_jobs"]
 
 
 class Built(NamedTuple):
-    """What became of the spec at ``index``: an artifact in the cache, or the error of its build."""
+    """What became of the spec at ``place``: an artifact in the cache, or the error of its build."""
 
-    index: int
+    place: int  # among the specs
     result: Artifact | Fa3genError
 
 
@@ -39,7 +39,7 @@ def build_many(
     built is finished, nothing more is begun.
     """
     with ThreadPoolExecutor(jobs or default_jobs()) as pool:
-        builds = {pool.submit(_build, spec): index for index, spec in enumerate(specs)}
+        builds = {pool.submit(_build, spec): place for place, spec in enumerate(specs)}
         try:
             for done, build in enumerate(as_completed(builds), 1):
                 built = Built(builds[build], build.result())
