@@ -27,7 +27,7 @@ class Layout(enum.Enum):
 
     CONTIGUOUS = "contiguous"
     TRANSPOSED = "transposed"  # views of (batch, heads, seqlen, dim)
-    PACKED = "packed"  # slices of one (batch, seqlen, heads + 2 * kv_heads, dim)
+    PACKED = "packed"  # slices of one tensor: along the heads, or K and V along the last dimension
     EXPANDED = "expanded"  # K, V (stride 0) and inputs shared by the batch
     UNALIGNED = "unaligned"  # bases one element off a 16-byte boundary
 
@@ -54,7 +54,8 @@ class Case:
         if self.layout is not Layout.CONTIGUOUS:
             text += f"-{self.layout.value}"
         text += f"-rising{self.rising:g}" if self.rising else ""
-        return text if self.scale is None else f"{text}-scale{self.scale:g}"
+        text += "" if self.scale is None else f"-scale{self.scale:g}"
+        return f"{text}-numbers" if self.numbers else text
 
 
 _SMALL = (
@@ -142,7 +143,7 @@ def draw_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normal q, k, v of the case in its memory layout, the same values on every device.
 
-    A packed case with d != d_v or unequal lengths has nothing to pack: contiguous tensors.
+    Where d != d_v or lengths differ, a packed case has K and V as slices of rows of both.
     """
     generator = torch.Generator().manual_seed(case.seed)
     d, d_v = head_dims
@@ -156,18 +157,18 @@ def draw_inputs(
         q[..., 0], k[..., 0] = d**0.5, case.rising * keys
 
     batch, heads, kv_heads = case.batch, case.heads, case.kv_heads
-    if case.layout is Layout.PACKED and d == d_v and case.seqlen_q == case.seqlen_k:
-        packed = draw(batch, case.seqlen_q, heads + 2 * kv_heads, d)
-        q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=2)
-        if case.rising:
-            rise(q, k)
-        return q, k, v
     shapes = (
         (batch, case.seqlen_q, heads, d),
         (batch, case.seqlen_k, kv_heads, d),
         (batch, case.seqlen_k, kv_heads, d_v),
     )
-    if case.layout is Layout.TRANSPOSED:
+    if case.layout is Layout.PACKED and d == d_v and case.seqlen_q == case.seqlen_k:
+        packed = draw(batch, case.seqlen_q, heads + 2 * kv_heads, d)
+        q, k, v = torch.split(packed, [heads, kv_heads, kv_heads], dim=2)
+    elif case.layout is Layout.PACKED:
+        q = draw(*shapes[0])
+        k, v = torch.split(draw(*shapes[1][:3], d + d_v), [d, d_v], dim=3)
+    elif case.layout is Layout.TRANSPOSED:
         q, k, v = (draw(b, h, s, dim).transpose(1, 2) for b, s, h, dim in shapes)
     elif case.layout is Layout.EXPANDED:
         q = draw(*shapes[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["build_progress", "check_progress"]
+__all__ = ["Report", "build_progress", "check_progress", "matrix_progress"]
+
+Report = Callable[[str], None]
 
 _STEP = re.compile(r"step (\d+)/(\d+): (.*)")  # as jit.compiler reports a step
 
@@ -50,6 +54,24 @@ def check_progress(total: int) -> Iterator[Callable[[str], None]]:
             bar.update(task, advance=1, description=name)
 
         yield report
+
+
+@contextmanager
+def matrix_progress(total: int | None) -> Iterator[tuple[Callable[[str], None], Report]]:
+    """What to call with the name of each call before it is made, and with a line for each kernel
+    that is done, of ``total``. Elsewhere than on a terminal the lines are printed."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        counted = itertools.count(1)
+        of = "" if total is None else f"/{total}"
+        yield lambda name: None, lambda line: _print(f"[{next(counted)}{of}] {line}")
+        return
+    with _bar() as bar:
+        task = bar.add_task("", total=total)
+
+        def done(line: str) -> None:
+            bar.update(task, advance=1)
+
+        yield lambda name: bar.update(task, description=name), done
 
 
 def _print(line: str) -> None:

@@ -1,0 +1,151 @@
+"""The kernels of ``quick`` and ``full``, as they were found, and the whole product.
+
+A search asks the scheduler thousands of times, so its result is kept in ``sets.json``. Make it anew
+after a change of factors, or where the scheduler now refuses a point::
+
+    python -m fa3gen.matrix.sets --write [--build]
+
+``--build`` compiles the points too; one whose registers do not suffice is noted and avoided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fa3gen.errors import PressureError, UserError
+from fa3gen.matrix.covering import Pair, Row, pairwise
+from fa3gen.matrix.factors import QUICK, SPEC, Factors
+from fa3gen.matrix.points import Point
+
+__all__ = ["FACTORS", "PointSet", "product", "read"]
+
+_STORED = Path(__file__).with_name("sets.json")
+
+FACTORS: Mapping[str, Factors] = {
+    "quick": QUICK,
+    "full": {factor: tuple(values) for factor, values in SPEC.items()},
+}
+
+
+@dataclass(frozen=True)
+class PointSet:
+    """``points`` have every pair of their factors' values but the ``impossible`` ones.
+
+    ``impossible``: why the scheduler refuses a pair, by its text; ``unbuildable``: why a build gate
+    refused a point that was not taken, by its key.
+    """
+
+    points: tuple[Point, ...]
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    unbuildable: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        keys = [point.key for point in self.points]
+        return {
+            "points": keys,
+            "impossible": dict(self.impossible),
+            "unbuildable": dict(self.unbuildable),
+        }
+
+
+def read(name: str) -> PointSet:
+    """The set ``quick`` or ``full``."""
+    kept = json.loads(_STORED.read_text(encoding="utf-8"))[name]
+    points = tuple(Point.parse(key) for key in kept["points"])
+    return PointSet(points, kept["impossible"], kept["unbuildable"])
+
+
+def product(where: Mapping[str, Sequence[str]]) -> Iterator[Point]:
+    """Every point there is, one by one; ``where`` leaves a factor only some of its values."""
+    values = (where.get(factor, tuple(known)) for factor, known in SPEC.items())
+    return map(Point, itertools.product(*values))
+
+
+def pair_text(pair: Pair) -> str:
+    """A pair as ``depth=1 overlap=3``."""
+    order = list(SPEC)
+    items = sorted(pair, key=lambda item: order.index(item[0]))
+    return " ".join(f"{factor}={value}" for factor, value in items)
+
+
+# --- the search -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def refusal(point: Point) -> str:
+    """Why the scheduler refuses a point; nothing if it does not."""
+    from fa3gen.schedule.passes import start_plan
+    from fa3gen.spec import AttentionSpec
+
+    try:
+        start_plan(AttentionSpec(**point.spec()))
+    except UserError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def search(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
+    """Points with every pair that the scheduler allows, none of them among ``unbuildable``."""
+
+    def allowed(row: Row) -> bool:
+        point = Point.of(row)
+        return point.key not in unbuildable and not refusal(point)
+
+    found = pairwise(factors, allowed)
+    impossible = {
+        pair_text(pair): refusal(Point.of(dict(pair))) or "refused with whatever else was tried"
+        for pair in found.impossible
+    }
+    return PointSet(tuple(map(Point.of, found.rows)), dict(sorted(impossible.items())), unbuildable)
+
+
+def built(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
+    """The same, of points that pass the build gates. Raises what a build raises beside."""
+    from fa3gen.builds import build_many
+
+    while True:
+        found = search(factors, unbuildable)
+        refused = {}
+        for place, result in build_many([point.spec() for point in found.points], progress=_log):
+            if isinstance(result, PressureError):
+                refused[found.points[place].key] = str(result).splitlines()[0]
+            elif isinstance(result, Exception):
+                raise result
+        if not refused:
+            return found
+        unbuildable = dict(sorted({**unbuildable, **refused}.items()))
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search; print the numbers of points and impossible pairs; with ``--write`` keep the sets."""
+    parser = argparse.ArgumentParser(prog="python -m fa3gen.matrix.sets", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep what is found")
+    parser.add_argument("--build", action="store_true", help="compile the points too")
+    parser.add_argument("sets", nargs="*", metavar="SET", help="quick, full (both)")
+    options = parser.parse_args(arguments)
+    kept = json.loads(_STORED.read_text(encoding="utf-8")) if _STORED.is_file() else {}
+    for name in options.sets or FACTORS:
+        before = kept.get(name, {}).get("unbuildable", {})
+        found = (built if options.build else search)(FACTORS[name], before)
+        print(f"{name}: {len(found.points)} points, {len(found.impossible)} impossible pairs")
+        kept[name] = found.to_json()
+    if options.write:
+        _STORED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Targets: what the matrix judges, made into ops for the interpreter or into built kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fa3gen.builds import build_many
+from fa3gen.cases import Case
+from fa3gen.driver import SpecLike, interpreted, plan_of
+from fa3gen.errors import Fa3genError, UserError
+from fa3gen.jit.index import package_fingerprint
+from fa3gen.matrix.calls import Tile, few_calls, tiles_of
+from fa3gen.matrix.covering import Row
+from fa3gen.matrix.points import Point
+from fa3gen.matrix.run import Outcome, Subject, refused, variant_of
+from fa3gen.runtime.artifact import Artifact
+from fa3gen.runtime.reference import reference_mask, reference_score
+from fa3gen.spec import AttentionSpec, load_spec
+
+__all__ = ["Interpretable", "Target", "built", "interpretable"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A point of the matrix, or a spec as the user named it."""
+
+    key: str
+    spec: SpecLike
+    row: Row  # its choices, which the calls are to meet
+
+    @staticmethod
+    def of_point(point: Point) -> Target:
+        """The point as a target."""
+        return Target(point.key, point.spec(), point.chosen)
+
+    @staticmethod
+    def of_spec(name: str) -> Target:
+        """A spec file or a shipped spec as a target."""
+        return Target(name, name, {"spec": name})
+
+
+@dataclass(frozen=True)
+class Interpretable:
+    """A target for the interpreter: its calls, and what makes its op, for that takes a second."""
+
+    subject: Subject
+    cases: tuple[Case, ...]
+    op: Callable[[], Callable[..., Any]]
+
+
+def interpretable(targets: Sequence[Target]) -> Iterator[Interpretable | Outcome]:
+    """The targets with a few calls each, which all of them share out among themselves; in place of
+    one that the scheduler refuses its outcome."""
+    identity = package_fingerprint()
+    planned = [_planned(target, identity) for target in targets]
+    ready = [one for one in planned if not isinstance(one, Outcome)]
+    rows = [(target.row, subject.tiles) for target, subject, _ in ready]
+    calls = iter(few_calls(rows))
+    for one in planned:
+        if isinstance(one, Outcome):
+            yield one
+        else:
+            _, subject, plan = one
+            yield Interpretable(subject, next(calls), functools.partial(interpreted, plan))
+
+
+def built(
+    targets: Sequence[Target],
+    *,
+    jobs: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[tuple[Subject, Artifact] | Outcome]:
+    """The targets built, ``jobs`` at a time, each as it is done; in place of one that cannot be
+    built its outcome."""
+    specs = [target.spec for target in targets]
+    for place, result in build_many(specs, jobs=jobs, progress=progress):
+        target = targets[place]
+        if isinstance(result, Fa3genError):
+            yield refused(target.key, result)
+            continue
+        try:
+            yield _subject_of(target, result), result
+        except UserError as error:
+            yield refused(target.key, error)
+
+
+def _planned(target: Target, identity: str) -> tuple[Target, Subject, Any] | Outcome:
+    try:
+        spec = _loaded(target.spec)
+        plan = plan_of(spec)
+        limits = [schedule.max_keys for schedule in plan]
+        tiles = tuple(
+            Tile(schedule.tiling.block_m, schedule.tiling.block_n, (before or -1) + 1)
+            for schedule, before in zip(plan, [None, *limits], strict=False)
+        )
+        return target, _subject(target, spec, tiles, identity), plan
+    except Fa3genError as error:
+        return refused(target.key, error)
+
+
+def _subject_of(target: Target, artifact: Artifact) -> Subject:
+    subject = _subject(
+        target, _loaded(target.spec), tiles_of(artifact.kernels), artifact.library_sha256
+    )
+    return replace(subject, registers=tuple(kernel.registers for kernel in artifact.kernels))
+
+
+def _subject(
+    target: Target, spec: AttentionSpec, tiles: tuple[Tile, ...], identity: str
+) -> Subject:
+    """Raises UnsupportedError where nobody has written the mask or the score by hand."""
+    declared: Mapping[str, Any] = {
+        name: one.model_dump(exclude_none=True) for name, one in spec.inputs.items()
+    }
+    asked = {"mask": spec.mask, "score": spec.score, "sink": spec.sink, "inputs": declared}
+    variant = variant_of(asked, spec.input_metas)
+    reference_mask(variant.mask)
+    reference_score(variant.score)
+    dims = (spec.head_dim.qk, spec.head_dim.v)
+    return Subject(target.key, variant, spec.dtype.torch_name, dims, tiles, identity)
+
+
+def _loaded(spec: SpecLike) -> AttentionSpec:
+    return spec if isinstance(spec, AttentionSpec) else load_spec(spec)
