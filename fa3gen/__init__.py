@@ -1,7 +1,7 @@
 """fa3gen: a kernel compiler for attention on NVIDIA Hopper GPUs.
 
 ``compile(spec)`` returns a torch op for an attention variant; ``load(directory)`` one that was
-built ahead of time and needs torch alone.
+built ahead of time and needs torch alone, ``load_bundle(directory)`` many of them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from fa3gen.driver import build, compile
     from fa3gen.flex import FlexVariant, from_flex
     from fa3gen.runtime.attention import Attention, load
+    from fa3gen.runtime.bundle import Bundle, load_bundle
     from fa3gen.spec import AttentionSpec
 
 __all__ = [
     "Attention",
     "AttentionSpec",
+    "Bundle",
     "FlexVariant",
     "__version__",
     "build",
@@ -27,16 +29,19 @@ __all__ = [
     "errors",
     "from_flex",
     "load",
+    "load_bundle",
 ]
 
 _HOMES = {
     "Attention": "fa3gen.runtime.attention",
     "AttentionSpec": "fa3gen.spec",
+    "Bundle": "fa3gen.runtime.bundle",
     "FlexVariant": "fa3gen.flex",
     "build": "fa3gen.driver",
     "compile": "fa3gen.driver",
     "from_flex": "fa3gen.flex",
     "load": "fa3gen.runtime.attention",
+    "load_bundle": "fa3gen.runtime.bundle",
 }
 
 

@@ -1,4 +1,5 @@
-"""The command line: show, schema, generate, verify, build, check, bench, tune, cache, doctor.
+"""The command line: show, schema, generate, verify, build, bundle, check, bench, tune, cache,
+doctor.
 
 Exit codes: 0, 1 (a check failed, or what was asked for cannot be had), 2 (bad use). An error is one
 message; set ``FA3GEN_DEBUG`` for the traceback.
@@ -147,6 +148,21 @@ def build(
     print(f"{artifact.op_name}: built in {artifact.build_seconds:.1f} s")
     for kernel in artifact.kernels:
         print(f"{kernel}, {kernel.registers} registers, {kernel.spill_bytes} bytes spilled")
+
+
+@app.command()
+def bundle(
+    specs: Specs,
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder of the bundle")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="builds at a time (one a core)")] = None,
+) -> None:
+    """Build many kernels into one folder; fa3gen.load_bundle(FOLDER) then needs torch alone."""
+    from fa3gen.bundle import build_bundle
+
+    with build_progress() as progress:
+        manifest = build_bundle(specs, output, jobs=jobs, progress=progress)
+    for op in manifest.ops:
+        print(op)
 
 
 @app.command()

@@ -40,6 +40,7 @@ __all__ = [
     "build",
     "build_here",
     "compile",
+    "empty_folder",
     "gpu_name",
     "interpreted",
     "own_table",
@@ -81,12 +82,18 @@ def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = 
 
     The artifact is self-contained: ``fa3gen.load(directory)`` needs torch alone.
     """
-    target = Path(directory)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"-o: {target} must not exist, or be an empty folder")
+    target = empty_folder(directory)
     artifact = build_here(spec, progress=progress)
     shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
     return Artifact.read(target)
+
+
+def empty_folder(directory: str | Path) -> Path:
+    """Where to write something new. Raises InputError where something is there."""
+    target = Path(directory)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"-o: {target} must not exist, or be an empty folder")
+    return target
 
 
 def build_here(spec: SpecLike, *, progress: Progress | None = None) -> Artifact:

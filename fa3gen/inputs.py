@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fa3gen.dtypes import DType
 
-__all__ = ["MAX_INPUTS", "InputMeta", "by_key", "forward_schema", "plan_schema"]
+__all__ = ["MAX_INPUTS", "InputMeta", "by_key", "forward_schema", "op_schemas", "plan_schema"]
 
 MAX_INPUTS = 32  # that a kernel's parameters hold
 
@@ -45,3 +45,15 @@ def plan_schema(inputs: Iterable[InputMeta]) -> str:
     """What the op takes that makes plans."""
     sizes = "int batch, int heads, int heads_k, int seqlen_q, int seqlen_k"
     return f"Tensor like, {sizes}" + "".join(f", Tensor {one.name}" for one in inputs)
+
+
+def op_schemas(op_name: str, inputs: Sequence[InputMeta], listed: bool) -> tuple[str, ...]:
+    """The schemas of a variant's ops: the op, its out form and, of a ``listed`` one, the op that
+    makes plans."""
+    arguments = "Tensor q, Tensor k, Tensor v, float scale" + forward_schema(inputs, listed)
+    outputs = "Tensor(a!) out, Tensor(b!) lse"
+    pair = (
+        f"{op_name}({arguments}) -> (Tensor, Tensor)",
+        f"{op_name}_out({arguments}, {outputs}) -> ()",
+    )
+    return (*pair, f"{op_name}_plan({plan_schema(inputs)}) -> Tensor") if listed else pair

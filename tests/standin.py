@@ -12,6 +12,7 @@ from fa3gen.codegen.source import KernelMeta, KernelSource, OpSource, VariantMet
 from fa3gen.dtypes import DType
 from fa3gen.inputs import InputMeta
 from fa3gen.paths import TEMPLATES
+from fa3gen.runtime.artifact import Artifact, file_sha256
 
 META = VariantMeta(
     name="standin",
@@ -116,3 +117,26 @@ def standin_source(view: HostView | codegen.HostView | None = None) -> OpSource:
     text = Path(__file__).with_name("standin.cu").read_text(encoding="utf-8")
     kernels = tuple(KernelSource(kernel.meta, text) for kernel in view.kernels)
     return OpSource(view.variant, kernels, None, render_host(view))
+
+
+def renamed(artifact: Artifact, folder: Path, name: str, number: int) -> Artifact:
+    """The stand-in as the op of another variant, in ``folder``, without a compiler: of the same
+    length, the op's name is overwritten wherever the library has it."""
+    op_name = f"standin_{number:08x}"
+    folder.mkdir(parents=True)
+    library = folder / f"{op_name}.so"
+    content = artifact.library_path.read_bytes()
+    assert META.op_name.encode() in content
+    library.write_bytes(content.replace(META.op_name.encode(), op_name.encode()))
+    (folder / "host.cpp").write_text("// a source\n", encoding="utf-8")
+    (folder / "build.log").write_text("Compile time = 1.25 ms\n", encoding="utf-8")
+    made = replace(
+        artifact,
+        directory=folder,
+        name=name,
+        op_name=op_name,
+        library=library.name,
+        library_sha256=file_sha256(library),
+    )
+    made.write()
+    return made

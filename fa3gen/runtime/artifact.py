@@ -18,7 +18,7 @@ from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
 from fa3gen.inputs import InputMeta
 
-__all__ = ["Artifact", "KernelFacts", "file_sha256"]
+__all__ = ["Artifact", "KernelFacts", "check_keys", "file_sha256"]
 
 MANIFEST = "artifact.json"
 FORMAT = 3  # of the manifest and of the library's interface
@@ -128,12 +128,12 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{where}: format must be {FORMAT} (got {got!r}); build it again")
     values: dict[str, Any] = {key: value for key, value in manifest.items() if key != "format"}
-    _check_keys(where, values, Artifact, {"directory"})
+    check_keys(where, values, Artifact, {"directory"})
     kernels = values["kernels"]
     if not isinstance(kernels, list) or not kernels:
         raise InputError(f"{where}: kernels must be a list, not empty (got {kernels!r})")
     for kernel in kernels:
-        _check_keys(where, kernel, KernelFacts, set())
+        check_keys(where, kernel, KernelFacts, set())
     values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
     values["inputs"] = _inputs(where, values["inputs"])
     library = values["library"]
@@ -147,14 +147,14 @@ def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
     if not isinstance(inputs, list):
         raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
     for one in inputs:
-        _check_keys(where, one, InputMeta, set())
+        check_keys(where, one, InputMeta, set())
     return tuple(
         InputMeta(**{**one, "dtype": DType(one["dtype"]), "shape": tuple(one["shape"])})
         for one in inputs
     )
 
 
-def _check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
+def check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
     """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``."""
     found = set(values) if isinstance(values, dict) else set()
     expected = {field.name for field in dataclasses.fields(record)} - more

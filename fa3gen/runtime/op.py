@@ -32,14 +32,13 @@ from torch._ops import OpOverload
 
 from fa3gen.dtypes import DType
 from fa3gen.errors import UnsupportedError
-from fa3gen.inputs import InputMeta, forward_schema, plan_schema
+from fa3gen.inputs import InputMeta, op_schemas
 from fa3gen.runtime.artifact import Artifact
 
 __all__ = ["Interpreted", "OpMeta", "RegisteredOp", "register", "register_interpreted"]
 
 NAMESPACE = "fa3gen"
 _ops: Any = torch.ops  # torch declares no types for it
-_ARGUMENTS = "Tensor q, Tensor k, Tensor v, float scale"
 
 Interpreted = Callable[..., tuple[Tensor, Tensor]]  # (q, k, v, scale, *inputs)
 
@@ -87,12 +86,8 @@ class RegisteredOp:
         name = self.meta.op_name
         library = _new_library()
         if define:
-            more = forward_schema(self.meta.inputs, self.meta.listed)
-            library.define(f"{name}({_ARGUMENTS}{more}) -> (Tensor, Tensor)")
-            outputs = "Tensor(a!) out, Tensor(b!) lse"
-            library.define(f"{name}_out({_ARGUMENTS}{more}, {outputs}) -> ()")
-            if self.meta.listed:
-                library.define(f"{name}_plan({plan_schema(self.meta.inputs)}) -> Tensor")
+            for schema in op_schemas(name, self.meta.inputs, self.meta.listed):
+                library.define(schema)
         self.op = getattr(_ops.fa3gen, name).default
         self.out = getattr(_ops.fa3gen, f"{name}_out").default
         self.launch = self.op._op
