@@ -45,6 +45,14 @@ class Sizes(enum.Enum):
     LARGE = "large"
 
 
+class Matrix(enum.Enum):
+    """The sets of points of ``test``."""
+
+    QUICK = "quick"
+    FULL = "full"
+    PRODUCT = "product"
+
+
 @app.command()
 def show(
     spec: Spec,
@@ -197,6 +205,65 @@ def check(
     else:
         render_table(results)
     if not all(result.ok for result in results):
+        raise typer.Exit(1)
+
+
+@app.command("test")
+def run_matrix(
+    specs: Annotated[list[str] | None, typer.Argument(help="specs, in place of points")] = None,
+    matrix: Annotated[
+        Matrix | None, typer.Option(help="the set of points (quick, if no specs are given)")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FACTOR=VALUE", help="only points that have it")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only so many points")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="this point alone, as a report has it")
+    ] = None,
+    call: Annotated[
+        str | None, typer.Option(metavar="NAME", help="this call alone, as a report has it")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="folder of report.md and report.json")
+    ] = Path("test-report"),
+    junit: Annotated[Path | None, typer.Option(help="write JUnit's XML here")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep what the report's folder has and was right")
+    ] = False,
+    parts: Annotated[
+        Path | None, typer.Option(help="build the points into this folder, to be carried to a GPU")
+    ] = None,
+    part_size: Annotated[int, typer.Option(min=1, help="MB of a part")] = 60,
+    jobs: Annotated[int | None, typer.Option(min=1, help="builds at a time")] = None,
+) -> None:
+    """Judge kernels over pairs of all choices, on the GPU or on the interpreter."""
+    from fa3gen.matrix.calls import parse_case
+    from fa3gen.matrix.command import Request, execute, make_parts
+    from fa3gen.matrix.points import Point, parse_choices
+
+    chosen = matrix or (None if specs or point else Matrix.QUICK)
+    request = Request(
+        specs=tuple(specs or ()),
+        points=tuple(map(Point.parse, point or ())),
+        matrix=None if chosen is None else chosen.value,
+        where=parse_choices(where or ()),
+        limit=limit,
+    )
+    if parts is not None:
+        for folder in make_parts(request, parts, jobs=jobs, part_bytes=part_size * 10**6):
+            print(folder)
+        return
+    summary = execute(
+        request,
+        output,
+        case=None if call is None else parse_case(call),
+        resume=resume,
+        junit_file=junit,
+        jobs=jobs,
+    )
+    print(f"{summary.verdict}; see {output / 'report.md'}")
+    if summary.failed:
         raise typer.Exit(1)
 
 
