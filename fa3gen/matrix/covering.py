@@ -35,8 +35,11 @@ class Covering:
     impossible: tuple[Pair, ...]
 
 
-def pairwise(factors: Factors, allowed: Allowed = lambda row: True) -> Covering:
-    """A small set of allowed rows that has every pair which an allowed row can have.
+def pairwise(
+    factors: Factors, allowed: Allowed = lambda row: True, given: Sequence[Row] = ()
+) -> Covering:
+    """A small set of allowed rows, those ``given`` among them, that has every pair which an allowed
+    row can have.
 
     ``allowed`` is asked about whole rows, and about rows of which some factors are missing, to end
     a try sooner. The first value of a factor should be one that restricts the others little. The
@@ -44,7 +47,7 @@ def pairwise(factors: Factors, allowed: Allowed = lambda row: True) -> Covering:
     """
     pick = random.Random(0)
     made = _Made(factors, _pairs(factors), pick)
-    rows: list[Row] = []
+    rows = [made.taken([row]) for row in given]
     impossible: list[Pair] = []
     while made.open:
         pair = made.hardest()

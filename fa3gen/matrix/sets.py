@@ -93,14 +93,18 @@ def refusal(point: Point) -> str:
     return ""
 
 
-def search(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
-    """Points with every pair that the scheduler allows, none of them among ``unbuildable``."""
+def search(
+    factors: Factors, unbuildable: Mapping[str, str], given: Sequence[Point] = ()
+) -> PointSet:
+    """Points, those ``given`` first, with every pair that the scheduler allows, none of them among
+    ``unbuildable``."""
 
     def allowed(row: Row) -> bool:
         point = Point.of(row)
         return point.key not in unbuildable and not refusal(point)
 
-    found = pairwise(factors, allowed)
+    rows = [{factor: point.chosen[factor] for factor in factors} for point in given]
+    found = pairwise(factors, allowed, rows)
     impossible = {
         pair_text(pair): refusal(Point.of(dict(pair))) or "refused with whatever else was tried"
         for pair in found.impossible
@@ -112,9 +116,10 @@ def built(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
     """The same, of points that pass the build gates. Raises what a build raises beside."""
     from fa3gen.builds import build_many
 
+    good: list[Point] = []
     while True:
-        found = search(factors, unbuildable)
-        refused = {}
+        found = search(factors, unbuildable, good)
+        refused: dict[str, str] = {}
         for place, result in build_many([point.spec() for point in found.points], progress=_log):
             if isinstance(result, PressureError):
                 refused[found.points[place].key] = str(result).splitlines()[0]
@@ -122,6 +127,7 @@ def built(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
                 raise result
         if not refused:
             return found
+        good = [point for point in found.points if point.key not in refused]
         unbuildable = dict(sorted({**unbuildable, **refused}.items()))
 
 

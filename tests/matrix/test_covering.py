@@ -32,6 +32,14 @@ def test_the_same_set_each_time() -> None:
     assert pairwise(FACTORS) == pairwise(FACTORS)
 
 
+def test_rows_that_are_given() -> None:
+    given = whole(FACTORS)[5:8]
+    found = pairwise(FACTORS, given=given)
+    assert list(found.rows[:3]) == given
+    assert pairs_in(found.rows) == pairs_in(whole(FACTORS))
+    assert pairwise(FACTORS, given=whole(FACTORS)).rows == tuple(whole(FACTORS))
+
+
 def test_a_rule_of_three_factors() -> None:
     """Each of its pairs is possible, and so must be there; all three together are not."""
 
