@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ __all__ = ["Artifact", "KernelFacts", "check_keys", "file_sha256"]
 
 MANIFEST = "artifact.json"
 FORMAT = 3  # of the manifest and of the library's interface
+_PLAIN: dict[str, tuple[type, ...]] = {  # by a field's annotation
+    "str": (str,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool": (bool,),
+    "float": (float, int),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Artifact:
         directory = Path(directory)
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{directory}: no readable {MANIFEST}, so not an artifact ({error}); "
                 "make one with `fa3gen build SPEC -o DIR`"
@@ -106,15 +114,34 @@ class Artifact:
 
     def verify_library(self) -> None:
         """Raises InputError unless the library is the one that the manifest was written for."""
+        self._verified()
+
+    def verify_op(self) -> None:
+        """Raises InputError unless the library is the manifest's, and of the op that it names.
+
+        To load a library that defines an op once more would end the process.
+        """
+        if f"{self.op_name}(".encode() not in self._verified():
+            raise InputError(
+                f"{self.library_path}: must define the op {self.op_name}, as {MANIFEST} says "
+                "(it does not); build it again"
+            )
+
+    def _verified(self) -> bytes:
         path = self.library_path
         if not path.is_file():
             raise InputError(f"{path}: the artifact's library is missing; build it again")
-        found = file_sha256(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found = hashlib.sha256(data).hexdigest()
         if found != self.library_sha256:
             raise InputError(
                 f"{path}: sha256 must be {self.library_sha256}, as {MANIFEST} says (got {found}); "
                 "the library is damaged or was replaced: build it again"
             )
+        return data
 
 
 def file_sha256(path: Path) -> str:
@@ -137,9 +164,9 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
     values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
     values["inputs"] = _inputs(where, values["inputs"])
     library = values["library"]
-    if not isinstance(library, str) or Path(library).name != library:
+    if not re.fullmatch(r"\w[\w.-]*", library):
         raise InputError(f"{where}: library must be a plain file name (got {library!r})")
-    values["dtype"] = DType(values["dtype"])
+    values["dtype"] = _dtype(where, values["dtype"])
     return Artifact(directory=directory, **values)
 
 
@@ -148,16 +175,30 @@ def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
         raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
     for one in inputs:
         check_keys(where, one, InputMeta, set())
+        if not isinstance(one["shape"], list):
+            raise InputError(f"{where}: shape must be a list (got {one['shape']!r})")
     return tuple(
-        InputMeta(**{**one, "dtype": DType(one["dtype"]), "shape": tuple(one["shape"])})
+        InputMeta(**{**one, "dtype": _dtype(where, one["dtype"]), "shape": tuple(one["shape"])})
         for one in inputs
     )
 
 
+def _dtype(where: Path, value: object) -> DType:
+    try:
+        return DType(value)
+    except ValueError as error:
+        raise InputError(f"{where}: dtype must be one of fa3gen's (got {value!r})") from error
+
+
 def check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
-    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``."""
-    found = set(values) if isinstance(values, dict) else set()
-    expected = {field.name for field in dataclasses.fields(record)} - more
-    if found != expected:
-        differing = ", ".join(sorted(found ^ expected))
+    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``,
+    and texts and numbers are such."""
+    found = values if isinstance(values, dict) else {}
+    fields = {field.name: field for field in dataclasses.fields(record) if field.name not in more}
+    if set(found) != set(fields):
+        differing = ", ".join(sorted(set(found) ^ set(fields)))
         raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")
+    for name, field in fields.items():
+        types = _PLAIN.get(str(field.type))
+        if types and type(found[name]) not in types:
+            raise InputError(f"{where}: {name} must be {field.type} (got {found[name]!r})")
