@@ -155,12 +155,12 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{where}: format must be {FORMAT} (got {got!r}); build it again")
     values: dict[str, Any] = {key: value for key, value in manifest.items() if key != "format"}
-    check_keys(where, values, Artifact, {"directory"})
+    _check_values(where, values, Artifact, {"directory"})
     kernels = values["kernels"]
     if not isinstance(kernels, list) or not kernels:
         raise InputError(f"{where}: kernels must be a list, not empty (got {kernels!r})")
     for kernel in kernels:
-        check_keys(where, kernel, KernelFacts, set())
+        _check_values(where, kernel, KernelFacts, set())
     values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
     values["inputs"] = _inputs(where, values["inputs"])
     library = values["library"]
@@ -174,7 +174,7 @@ def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
     if not isinstance(inputs, list):
         raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
     for one in inputs:
-        check_keys(where, one, InputMeta, set())
+        _check_values(where, one, InputMeta, set())
         if not isinstance(one["shape"], list):
             raise InputError(f"{where}: shape must be a list (got {one['shape']!r})")
     return tuple(
@@ -191,14 +191,21 @@ def _dtype(where: Path, value: object) -> DType:
 
 
 def check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
-    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``,
-    and texts and numbers are such."""
-    found = values if isinstance(values, dict) else {}
-    fields = {field.name: field for field in dataclasses.fields(record) if field.name not in more}
-    if set(found) != set(fields):
-        differing = ", ".join(sorted(set(found) ^ set(fields)))
+    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``."""
+    found = set(values) if isinstance(values, dict) else set()
+    expected = {field.name for field in dataclasses.fields(record)} - more
+    if found != expected:
+        differing = ", ".join(sorted(found ^ expected))
         raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")
-    for name, field in fields.items():
+
+
+def _check_values(where: Path, values: Any, record: type, more: set[str]) -> None:
+    """``check_keys``, and texts and numbers must be such."""
+    check_keys(where, values, record, more)
+    for field in dataclasses.fields(record):
         types = _PLAIN.get(str(field.type))
-        if types and type(found[name]) not in types:
-            raise InputError(f"{where}: {name} must be {field.type} (got {found[name]!r})")
+        if types and type(values[field.name]) not in types:
+            raise InputError(
+                f"{where}: {field.name} must be {field.type} (got {values[field.name]!r}); "
+                "build it again"
+            )
