@@ -325,14 +325,16 @@ def tune(
     import torch
 
     from fa3gen.bench.tune import LENGTHS, decide, prepare, time_candidates
-    from fa3gen.driver import own_table
     from fa3gen.errors import ToolchainError
-    from fa3gen.jit.entries import cache_directory
+    from fa3gen.jit.entries import TUNE, TUNED, open_place
+    from fa3gen.jit.trust import make_directory, protect
     from fa3gen.spec import load_spec
 
     sizes = _numbers(lengths) if lengths else list(LENGTHS)
     loaded = load_spec(spec)
-    folder = folder or cache_directory() / "tune" / f"{loaded.name}-{loaded.digest()[:8]}"
+    if folder is None:
+        folder = open_place(TUNE, f"{loaded.name}-{loaded.digest()[:8]}")
+        make_directory(folder)
     with build_progress() as progress:
         prepare(loaded, folder, jobs=jobs, progress=progress)
     if not torch.cuda.is_available():
@@ -343,9 +345,11 @@ def tune(
     command = shlex.join(["fa3gen", *sys.argv[1:]])
     with build_progress() as progress:
         time_candidates(folder, lengths=sizes, progress=progress, command=command)
-    target = table or own_table()
+    target = table or open_place(TUNED)
     for winner in decide(folder, target):
         print(winner)
+    if table is None:
+        protect(target)  # else the next compile may not believe it
     print(f"kept in {target}")
 
 
@@ -374,31 +378,32 @@ def cache_path() -> None:
 
 @cache_app.command("list")
 def cache_list(as_json: Json = False) -> None:
-    """List the built kernels."""
-    from fa3gen.jit.entries import cache_directory, entries
+    """List the built kernels, and what builds that failed or were killed have left."""
+    from fa3gen.jit.entries import cache_directory
+    from fa3gen.jit.inventory import take_stock
 
-    found = entries(cache_directory())
+    found = take_stock(cache_directory())
     if as_json:
-        _print_json([entry.to_json() for entry in found])
-        return
-    for entry in found:
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.built))
-        damaged = "" if entry.whole else "  damaged: it will be built again"
-        size = f"{entry.bytes / 2**20:.1f} MiB"
-        print(f"{entry.artifact.op_name:40s} {size:>9s}  {day}{damaged}")
-    total = sum(entry.bytes for entry in found)
-    print(f"{len(found)} kernels, {total / 2**20:.1f} MiB")
+        _print_json(found.to_json())
+    else:
+        for line in found.lines(time.time()):
+            print(line)
 
 
 @cache_app.command("clear")
 def cache_clear() -> None:
     """Remove the built kernels; those that a process has loaded stay usable there."""
-    from fa3gen.jit.entries import cache_directory, clear
+    from fa3gen.jit.entries import cache_directory
+    from fa3gen.jit.inventory import clear
 
-    removed, busy = clear(cache_directory())
-    print(f"{removed} kernels removed")
-    if busy:
-        print(f"fa3gen: being built, so left alone: {', '.join(busy)}", file=sys.stderr)
+    cleared = clear(cache_directory())
+    print(f"{cleared.kernels} kernels removed")
+    if cleared.busy:
+        print(f"fa3gen: being built, so left alone: {', '.join(cleared.busy)}", file=sys.stderr)
+    if cleared.stuck:
+        names = ", ".join(map(str, cleared.stuck))
+        print(f"fa3gen: cannot be removed: {names}; remove them by hand", file=sys.stderr)
+    if cleared.busy or cleared.stuck:
         raise typer.Exit(1)
 
 

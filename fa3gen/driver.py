@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from fa3gen import debug
-from fa3gen.errors import InputError, PressureError, ScheduleError, ToolchainError
+from fa3gen.errors import BuildError, InputError, PressureError, ScheduleError, ToolchainError
 from fa3gen.jit import index
-from fa3gen.jit.entries import cache_directory, look
+from fa3gen.jit.entries import TUNED, cache_directory, look, open_cache
 from fa3gen.jit.index import SpecSource
 from fa3gen.jit.known import known_toolchain
+from fa3gen.jit.trust import UntrustedError, check, check_directory
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.attention import CAPABILITY, Attention
 from fa3gen.runtime.op import register, register_interpreted
@@ -52,6 +53,7 @@ SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | AttentionSpe
 Progress = Callable[[str], None]
 
 _SPARES = (0, 24, 56, 80, 112)  # registers of a consumer thread, until a kernel can be built
+_TRIES = 4  # to take a kernel from the cache while others clear it
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA's driver: on Linux, and in WSL
 
@@ -68,24 +70,56 @@ def compile(spec: SpecLike, *, progress: Progress | None = None) -> Attention:
     if not _may_have_gpu():
         return interpreted(plan_of(spec))
     request = _Request.of(spec)
-    if found := request.find():
-        with contextlib.suppress(InputError):  # damaged: it is built again
-            return Attention(register(found), spec=request.load, artifact=found)
-    if not has_hopper():
-        return interpreted(plan_of(spec))
-    artifact = request.build(progress)
-    return Attention(register(artifact), spec=request.load, artifact=artifact)
+    artifact, refused = request.find(), None
+    for _ in range(_TRIES):
+        if artifact is None:
+            if not has_hopper():
+                return interpreted(plan_of(spec))
+            artifact = request.build(progress)
+        try:
+            return Attention(register(artifact), spec=request.load, artifact=artifact)
+        except InputError as error:  # damaged, or cleared meanwhile: it is built again
+            artifact, refused = None, error
+    assert refused is not None
+    raise refused
 
 
 def build(spec: SpecLike, directory: str | Path, *, progress: Progress | None = None) -> Artifact:
     """Build a spec's kernel into ``directory``, which must not exist or be empty.
 
-    The artifact is self-contained: ``fa3gen.load(directory)`` needs torch alone.
+    The artifact is self-contained: ``fa3gen.load(directory)`` needs torch alone. Raises what
+    ``compile`` does, and InputError where ``directory`` cannot be written.
     """
     target = empty_folder(directory)
-    artifact = build_here(spec, progress=progress)
-    shutil.copytree(artifact.directory, target, dirs_exist_ok=True)
-    return Artifact.read(target)
+    for _ in range(_TRIES):
+        artifact = build_here(spec, progress=progress)
+        with contextlib.suppress(FileNotFoundError):  # the cache was cleared meanwhile
+            return _copied(artifact, target)
+    raise BuildError(f"{artifact.directory} was removed time and again; build when it is not")
+
+
+def _copied(artifact: Artifact, target: Path) -> Artifact:
+    """A copy in ``target``, with the modes that new files have there: all of it or nothing.
+
+    Raises FileNotFoundError where the artifact is gone, InputError if ``target`` is at fault.
+    """
+    contents = {path.name: path.read_bytes() for path in sorted(artifact.directory.iterdir())}
+    made: list[Path] = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            made.append(target / name)
+            made[-1].write_bytes(data)
+        copy = Artifact.read(target)
+        copy.verify_library()
+    except BaseException as error:
+        for path in made:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise InputError(f"-o: {target} cannot be written ({reason})") from error
+        raise
+    return copy
 
 
 def empty_folder(directory: str | Path) -> Path:
@@ -185,15 +219,29 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name() if cuda.is_initialized() else None
 
 
-def own_table() -> Path:
-    """Where ``fa3gen tune`` keeps what it found on this machine; it may not exist."""
-    return cache_directory() / "tuned.json"
+def own_table() -> Path | None:
+    """What ``fa3gen tune`` found on this machine; None if there is nothing.
+
+    A table that others can change is none, with a RuntimeWarning.
+    """
+    table = Path(os.path.realpath(cache_directory())) / TUNED
+    try:
+        check_directory(table.parent)
+        check(table)
+    except UntrustedError as error:
+        if table.exists():
+            message = f"{table} is not used: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return None
+    except OSError:
+        return None
+    return table
 
 
 def _tuning() -> bytes:
     """What kernels follow from beside their spec: the GPU, and the table of this machine."""
     table = own_table()
-    found = table.read_bytes() if table.is_file() else b""
+    found = b"" if table is None else table.read_bytes()
     return f"{gpu_name()}\n".encode() + found
 
 
@@ -217,7 +265,8 @@ def plan_of(spec: SpecLike, spare: int = 0) -> tuple[Schedule, ...]:
     from fa3gen.schedule.tuned import SHIPPED
     from fa3gen.spec import load_spec
 
-    tables = (own_table(), SHIPPED)
+    table = own_table()
+    tables = (SHIPPED,) if table is None else (table, SHIPPED)
     plan = make_plan(load_spec(spec), gpu=gpu_name(), tables=tables, spare=spare)
     for schedule in plan:
         _log("schedule", debug.CHOICES, "%s: %s", schedule.spec.name, schedule.tiling)
@@ -245,17 +294,22 @@ def _log(package: str, level: int, message: str, *values: object) -> None:
 
 
 class _Request(NamedTuple):
-    """A spec as it was given, and its key in the cache's index (None: it has none)."""
+    """A spec as it was given, and its key in the cache's index (None: it has none).
+
+    ``root``: the opened cache; None where there is none, and the build says why.
+    """
 
     spec: SpecLike
-    root: Path
+    root: Path | None
     toolchain: Toolchain | None
     source: SpecSource | None
     key: str | None
 
     @staticmethod
     def of(spec: SpecLike) -> _Request:
-        root = cache_directory()
+        root = None
+        with contextlib.suppress(OSError):
+            root = open_cache()
         try:
             toolchain = known_toolchain(root)
         except ToolchainError:  # raised again by the build, after what is wrong with the spec
@@ -273,7 +327,7 @@ class _Request(NamedTuple):
 
     def find(self) -> Artifact | None:
         """What the index holds; nothing while ``FA3GEN_DEBUG`` asks for what a build would log."""
-        if self.key is None or debug.debug_level():
+        if self.root is None or self.key is None or debug.debug_level():
             return None
         return index.find(self.root, self.key)
 
@@ -297,7 +351,9 @@ class _Request(NamedTuple):
             assert refused is not None
             raise refused
         # What the key was made of may have changed since: the spec's file, fa3gen's own files.
-        if self.key and self.toolchain and self.key == _index_key(self.spec, self.toolchain)[1]:
+        if self.toolchain is None or self.key != _index_key(self.spec, self.toolchain)[1]:
+            return artifact
+        if self.root is not None and self.key is not None:
             index.record(self.root, self.key, artifact)
         return artifact
 

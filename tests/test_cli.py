@@ -199,13 +199,13 @@ def test_cache(tmp_path: Path, standin_artifact: Artifact) -> None:
     root = tmp_path / "cache"
     variables = {"FA3GEN_CACHE_DIR": str(root)}
     assert run("cache", "path", **variables).stdout == f"{root}\n"
-    assert json.loads(run("cache", "list", "--json", **variables).stdout) == []
+    assert json.loads(run("cache", "list", "--json", **variables).stdout)["kernels"] == []
     assert run("cache", "clear", **variables).stdout == "0 kernels removed\n"
 
-    entry = root / f"{META.op_name}-0123"
+    entry = root / f"{META.op_name}-{'0123' * 8}"
     shutil.copytree(standin_artifact.directory, entry)
-    (root / f"{META.op_name}-0123.lock").touch()
-    (listed,) = json.loads(run("cache", "list", "--json", **variables).stdout)
+    (root / f"{META.op_name}-{'0123' * 8}.lock").touch()
+    (listed,) = json.loads(run("cache", "list", "--json", **variables).stdout)["kernels"]
     assert (listed["op_name"], listed["whole"]) == (META.op_name, True)
     assert META.op_name in run("cache", "list", **variables).stdout
     assert run("cache", "clear", **variables).stdout == "1 kernels removed\n"

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
+import dataclasses
 import hashlib
 import os
-import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fa3gen.errors import BuildError
 from fa3gen.jit import compiler, finish, steps
+from fa3gen.jit.aside import build_aside
 from fa3gen.jit.compiler import Progress
-from fa3gen.jit.entries import BUILDING, cache_directory, look
+from fa3gen.jit.entries import BUILDING, FAILED, building, look, open_cache, remove
 from fa3gen.jit.toolchain import Toolchain, find_toolchain
+from fa3gen.jit.trust import make_directory, protect
 from fa3gen.paths import INCLUDE
 from fa3gen.runtime import artifact as artifact_module
 from fa3gen.runtime.artifact import Artifact
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
     from fa3gen.codegen.source import OpSource
 
-__all__ = ["build_cached", "build_key"]
+__all__ = ["build_cached", "build_key", "locked"]
 
 
 def build_key(source: OpSource, toolchain: Toolchain) -> str:
@@ -61,66 +60,82 @@ def build_cached(
     """The artifact of ``source``, from the cache or built into it.
 
     Safe among processes: one builds, the others wait for it; what a killed build left behind is
-    removed. A damaged entry is built again. Where the cache cannot be written the kernel is built
-    for this process alone, with a RuntimeWarning. ``toolchain`` defaults to this machine's. Raises
-    ToolchainError and BuildError.
+    removed. A damaged entry is built again. Where the cache cannot be written, or others can write
+    there, the kernel is built for this process alone, with a RuntimeWarning. ``toolchain`` defaults
+    to this machine's. Raises ToolchainError and BuildError.
     """
     toolchain = toolchain or find_toolchain()
-    root = cache_directory()
-    entry = root / f"{source.meta.op_name}-{build_key(source, toolchain)[:32]}"
-    if found := look(entry):
-        return found
+    name = f"{source.meta.op_name}-{build_key(source, toolchain)[:32]}"
     try:
-        lock = _acquire(entry, progress)
-    except OSError as error:
-        return _build_aside(source, toolchain, progress, _reason(root, error))
-    try:
+        entry = open_cache() / name
         if found := look(entry):
             return found
-        for left in root.glob(f"{BUILDING}{entry.name}.*"):  # by a build that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        try:
-            temporary = Path(tempfile.mkdtemp(prefix=f"{BUILDING}{entry.name}.", dir=root))
-        except OSError as error:
-            return _build_aside(source, toolchain, progress, _reason(root, error))
-        try:
-            compiler.build(source, temporary / "artifact", toolchain, progress)
-            return _publish(temporary / "artifact", entry)
-        except BuildError as error:
-            raise _with_log(error, temporary, root / "failed" / f"{entry.name}.log") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    finally:
-        lock.release()
+        with locked(entry, progress):
+            if found := look(entry):
+                return found
+            for left in building(entry):  # by a build that was killed
+                remove(left)
+            return _build_into(entry, source, toolchain, progress)
+    except BrokenPipeError:  # of who reads the progress
+        raise
+    except OSError as error:
+        return build_aside(name, source, toolchain, progress, error)
 
 
-def _acquire(entry: Path, progress: Progress | None) -> BaseFileLock:
-    """The entry's lock, held; the system releases it when its process ends, however it ends."""
+@contextlib.contextmanager
+def locked(entry: Path, progress: Progress | None = None, timeout: float = -1) -> Iterator[None]:
+    """Holds an entry's lock; the system releases it when its process ends, however it ends.
+
+    Raises OSError where it cannot be had, filelock's Timeout where it is not had in time.
+    """
     from filelock import FileLock, Timeout
 
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{entry}.lock")
+    lock = FileLock(f"{entry}.lock", mode=0o600)  # so that nobody else can hold it
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if progress:
             progress(f"{entry.name}: another process builds it; waiting")
-        lock.acquire()
-    return lock
+        lock.acquire(timeout=timeout)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # what was done under it is done
+            lock.release()
 
 
-def _publish(built: Path, entry: Path) -> Artifact:
+def _build_into(
+    entry: Path, source: OpSource, toolchain: Toolchain, progress: Progress | None
+) -> Artifact:
+    """A build at its place in the cache; OSError if that is full or may only be read."""
+    root = entry.parent
+    temporary = Path(tempfile.mkdtemp(prefix=f"{BUILDING}{entry.name}.", dir=root))
+    try:
+        make_directory(temporary / "artifact")
+        built = compiler.build(source, temporary / "artifact", toolchain, progress)
+        return _publish(built, entry)
+    except BuildError as error:
+        _try_writing(temporary)  # the compilers may have failed at that
+        raise _with_log(error, temporary, root / FAILED / f"{entry.name}.log") from None
+    finally:
+        remove(temporary)
+
+
+def _publish(built: Artifact, entry: Path) -> Artifact:
     """Moves a finished build to its place, so that a reader sees all of it or nothing."""
-    for path in sorted(built.iterdir()):
+    files = sorted(built.directory.iterdir())
+    protect(*files, built.directory)
+    for path in (*files, built.directory):
         _fsync(path)
-    _fsync(built)
-    if entry.exists():
-        if found := look(entry):  # built meanwhile, after the lock file was removed
+    if os.path.lexists(entry):
+        if found := look(entry):  # built meanwhile: someone has removed the lock file
             return found
-        entry.rename(built.with_name("damaged"))
-    built.rename(entry)
+        damaged = entry.with_name(f"{built.directory.parent.name}.damaged")
+        entry.rename(damaged)  # inside its folder: more may not be allowed
+        remove(damaged)
+    built.directory.rename(entry)
     _fsync(entry.parent)
-    return Artifact.read(entry)
+    return dataclasses.replace(built, directory=entry)
 
 
 def _fsync(path: Path) -> None:
@@ -131,30 +146,17 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _build_aside(
-    source: OpSource, toolchain: Toolchain, progress: Progress | None, reason: str
-) -> Artifact:
-    """A build that lives as long as this process."""
-    warnings.warn(
-        f"{reason}; {source.meta.name} is built for this process alone. "
-        "Set FA3GEN_CACHE_DIR to a directory that can be written",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    temporary = tempfile.mkdtemp(prefix="fa3gen-")
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return compiler.build(source, Path(temporary) / "artifact", toolchain, progress)
-
-
-def _reason(root: Path, error: OSError) -> str:
-    return f"the cache {root} cannot be written ({error.strerror or error})"
+def _try_writing(folder: Path) -> None:
+    """Raises OSError where there is no room for a library."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(bytes(4 << 20))
 
 
 def _with_log(error: BuildError, temporary: Path, kept: Path) -> BuildError:
     """The error, its build's log moved to a place that outlives the build."""
-    log = temporary.resolve() / "artifact/build.log"
+    log = temporary / "artifact/build.log"
     try:
-        kept.parent.mkdir(exist_ok=True)
+        make_directory(kept.parent)
         log.replace(kept)
     except OSError:
         return error

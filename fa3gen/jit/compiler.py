@@ -57,7 +57,7 @@ def build(
     Leaves the sources, the cubin, the shared library, ``build.log`` and the manifest there; after
     a failure also what ninja needs to go on. ``progress`` is told at the start and after each
     step. Raises BuildError with the compiler's first errors, or with the line of its log that a
-    gate refused.
+    gate refused, and OSError where the directory cannot be written.
     """
     started = time.monotonic()
     directory = Path(directory).resolve()
@@ -65,8 +65,9 @@ def build(
     if progress:
         progress(f"{source.meta.op_name}: compiling with {toolchain.fingerprint}")
     _write_inputs(source, directory, toolchain)
-    succeeded = _run_ninja(directory, toolchain, progress)
-    log = _collect_log(source, directory, succeeded)
+    refused = _run_ninja(directory, toolchain, progress)
+    succeeded = refused is None
+    log = _collect_log(source, directory, refused)
     logging.getLogger("fa3gen.jit").log(COMPILER, "%s", log)
     if not succeeded:
         raise BuildError(_first_errors(log, directory / LOG))
@@ -143,7 +144,9 @@ def _write_inputs(source: OpSource, directory: Path, toolchain: Toolchain) -> No
     (directory / "build.ninja").write_text(ninja_file, encoding="utf-8")
 
 
-def _run_ninja(directory: Path, toolchain: Toolchain, progress: Progress | None) -> bool:
+def _run_ninja(directory: Path, toolchain: Toolchain, progress: Progress | None) -> str | None:
+    """None if all steps succeeded, else what ninja and the shells of its steps said."""
+    said = []
     environment = {**os.environ, "NINJA_STATUS": f"{_STATUS}%f/%t: "}
     command = [str(toolchain.ninja), "-C", str(directory), "-j", str(JOBS)]
     with subprocess.Popen(
@@ -157,19 +160,21 @@ def _run_ninja(directory: Path, toolchain: Toolchain, progress: Progress | None)
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if progress and line.startswith(_STATUS):
+                if not line.startswith(_STATUS):
+                    said.append(line)
+                elif progress:
                     progress(line.rstrip())
         except BaseException:
             process.terminate()  # ninja ends the compilers it has started
             raise
-    return process.returncode == 0
+    return None if process.returncode == 0 else "".join(said)
 
 
-def _collect_log(source: OpSource, directory: Path, succeeded: bool) -> str:
-    """Joins the steps' logs into build.log and returns its text. Of two spellings the log of the
-    kernel has that of the one taken."""
-    parts = []
-    unused = {f"{name}.log" for name in intermediates_of(source)} if succeeded else set()
+def _collect_log(source: OpSource, directory: Path, refused: str | None) -> str:
+    """Joins ``refused`` and the steps' logs into build.log and returns its text. Of two spellings
+    the log of the kernel has that of the one taken."""
+    parts = [f"== ninja\n{refused}"] if refused else []
+    unused = {f"{name}.log" for name in intermediates_of(source)} if refused is None else set()
     for path in sorted(directory.glob("*.log")):
         if path.name != LOG and path.name not in unused:
             text = path.read_text(encoding="utf-8", errors="replace")

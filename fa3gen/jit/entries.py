@@ -1,4 +1,4 @@
-"""The cache directory: where it is, and what is in it.
+"""The cache directory: where it is, and how what is in it is named, read and written.
 
 ::
 
@@ -7,110 +7,174 @@
     .building-<...>/        a build under way
     failed/<...>.log        what the compilers said of a build that failed
     index/                  which artifact a spec has, and the toolchain found last
+    tuned.json, tune/       what ``fa3gen tune`` has found on this machine
+
+Nothing of it is believed that others can change (``fa3gen.jit.trust``), and nothing decides by
+time.
 
 Environment: ``FA3GEN_CACHE_DIR`` replaces the user's cache directory.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import os
+import re
 import shutil
+import tempfile
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from fa3gen.errors import InputError
+from fa3gen.jit.trust import UntrustedError, check, check_directory, make_directory
 from fa3gen.runtime.artifact import MANIFEST, Artifact
 
-__all__ = ["BUILDING", "Entry", "cache_directory", "clear", "entries", "look", "write_whole"]
+__all__ = [
+    "BUILDING",
+    "FAILED",
+    "INDEX",
+    "TUNE",
+    "TUNED",
+    "building",
+    "cache_directory",
+    "entry_of",
+    "look",
+    "open_cache",
+    "open_place",
+    "read_entry",
+    "remove",
+    "write_whole",
+]
 
 BUILDING = ".building-"  # begins the name of a directory where a build is under way
+FAILED = "failed"
+INDEX = "index"
+TUNE = "tune"
+TUNED = "tuned.json"
 
-
-class Entry(NamedTuple):
-    """An artifact in the cache. ``whole``: its library is the one that was built."""
-
-    artifact: Artifact
-    bytes: int  # of all its files
-    built: float  # seconds since the epoch
-    whole: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        values = dataclasses.asdict(self.artifact)
-        values.update(directory=str(self.artifact.directory), dtype=self.artifact.dtype.value)
-        return {**values, "bytes": self.bytes, "built": self.built, "whole": self.whole}
+_NAME = re.compile(rf"(?:{re.escape(BUILDING)})?(?P<entry>\w+-[0-9a-f]{{32}})(?P<more>\..+)?")
+_TRIES = 20  # a compiler that outlives a killed build may still write where its files are removed
 
 
 def cache_directory() -> Path:
-    """Where built kernels are kept; it may not exist yet."""
+    """Where built kernels are kept; it may not exist yet. Raises InputError for a bad override."""
     if override := os.environ.get("FA3GEN_CACHE_DIR"):
-        return Path(override).expanduser()
+        try:
+            return Path(override).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"FA3GEN_CACHE_DIR={override}: {error}") from error
     import platformdirs
 
     return platformdirs.user_cache_path("fa3gen", appauthor=False)
 
 
-def look(entry: Path) -> Artifact | None:
-    """The artifact in a directory of the cache, if it is there and whole."""
+def open_cache() -> Path:
+    """The cache directory to work in: free of links, made if missing, and nobody else's.
+
+    Raises UntrustedError if others can change it, OSError if there is none and none can be made.
+    """
+    root = Path(os.path.realpath(cache_directory()))
     try:
+        check_directory(root)
+    except FileNotFoundError:
+        make_directory(root)
+        check_directory(root)
+    return root
+
+
+def open_place(*parts: str) -> Path:
+    """A file or folder in the opened cache that need not exist; raises as ``open_cache`` does."""
+    place = open_cache()
+    for part in parts:
+        place /= part
+        if os.path.lexists(place):
+            check(place)
+    return place
+
+
+def entry_of(name: str) -> str | None:
+    """The entry that a name in the cache directory belongs to: its own, its lock's, its builds'."""
+    found = _NAME.fullmatch(name)
+    if found is None or found["more"] is None:
+        return name if found and not name.startswith(BUILDING) else None
+    if name.startswith(BUILDING):
+        return found["entry"]
+    return found["entry"] if found["more"] == ".lock" else None
+
+
+def building(entry: Path) -> list[Path]:
+    """The directories of an entry's builds: of one under way, or left by those that were killed."""
+    return sorted(entry.parent.glob(f"{BUILDING}{entry.name}.*"))
+
+
+def read_entry(entry: Path) -> Artifact:
+    """The artifact in a directory of the opened cache; its library is not read.
+
+    Raises InputError where there is none, and UntrustedError where others can change it.
+    """
+    try:
+        check(entry)
+        check(entry / MANIFEST)
         artifact = Artifact.read(entry)
+        check(artifact.library_path)
+    except UntrustedError:
+        raise
+    except OSError as error:
+        raise InputError(f"{entry}: no artifact ({error.strerror or error})") from error
+    if not entry.name.startswith(f"{artifact.op_name}-"):
+        raise InputError(f"{entry}: holds another op's artifact, {artifact.op_name}")
+    return artifact
+
+
+def look(entry: Path) -> Artifact | None:
+    """The artifact in a directory of the opened cache, if it is there and whole.
+
+    One that others can change is none, with a RuntimeWarning.
+    """
+    try:
+        artifact = read_entry(entry)
         artifact.verify_library()
     except InputError:
+        return None
+    except UntrustedError as error:
+        warnings.warn(f"{error}; {entry.name} is built again", RuntimeWarning, stacklevel=2)
         return None
     return artifact
 
 
-def entries(root: Path) -> list[Entry]:
-    """The artifacts in the cache directory ``root``, by name."""
-    found = []
-    for manifest in sorted(root.glob(f"*/{MANIFEST}")):
-        folder = manifest.parent
-        try:
-            artifact = Artifact.read(folder)
-            size = sum(path.stat().st_size for path in folder.iterdir())
-            built = manifest.stat().st_mtime
-        except (InputError, OSError):  # of another version of fa3gen, or just removed
-            continue
-        found.append(Entry(artifact, size, built, look(folder) is not None))
-    return found
-
-
-def clear(root: Path) -> tuple[int, list[str]]:
-    """Empties the cache directory ``root``: entries removed, and names of those being built.
-
-    Kernels that a process has loaded stay usable there. Only what fa3gen has made is removed.
-    """
-    from filelock import FileLock, Timeout
-
-    removed, busy = 0, []
-    for lock_file in sorted(root.glob("*.lock")):
-        entry = lock_file.with_suffix("")
-        lock = FileLock(lock_file)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            busy.append(entry.name)
-            continue
-        try:
-            removed += entry.is_dir()
-            for place in (entry, *root.glob(f"{BUILDING}{entry.name}.*")):
-                shutil.rmtree(place, ignore_errors=True)
-            lock_file.unlink(missing_ok=True)
-        finally:
-            lock.release()
-    for folder in ("index", "failed"):
-        shutil.rmtree(root / folder, ignore_errors=True)
-    return removed, busy
+def remove(path: Path) -> bool:
+    """Removes a file, a link or a folder with all that is in it; False if something stays."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError):
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+        if not os.path.lexists(path):
+            return True
+    return False
 
 
 def write_whole(path: Path, text: str) -> bool:
-    """Writes a small file so that a reader sees all of it or nothing; False if it cannot."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    """Writes a small file in a folder of the cache, both for this user alone.
+
+    A reader sees all of it or nothing. False if it cannot be written: the cache is full or may only
+    be read, and the next process finds out for itself again.
+    """
+    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:  # a read-only or full cache: the next process finds out for itself again
+        make_directory(path.parent)
+        check(path.parent)
+        for left in path.parent.glob(f".{path.name}.*"):  # by writers that were killed
+            left.unlink(missing_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+        temporary = ""
+    except OSError:
         return False
+    finally:
+        if temporary:
+            remove(Path(temporary))
     return True

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fa3gen import paths
 from fa3gen._version import __version__
 from fa3gen.errors import InputError
-from fa3gen.jit.entries import write_whole
+from fa3gen.jit.entries import INDEX, entry_of, read_entry, write_whole
+from fa3gen.jit.trust import check
 from fa3gen.runtime.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -108,25 +109,30 @@ def package_fingerprint() -> str:
 
 
 def find(root: Path, key: str) -> Artifact | None:
-    """The kernel that the index of the cache directory ``root`` holds under ``key``.
+    """The kernel that the index of the opened cache ``root`` holds under ``key``.
 
-    Its library is not opened, nor checked.
+    Nobody else can change it; its library is not opened, nor compared with its hash.
     """
+    place = _place(root, key)
     try:
-        name = json.loads(_place(root, key).read_text(encoding="utf-8"))["entry"]
-        return Artifact.read(root / name) if Path(name).name == name else None
-    except (OSError, ValueError, KeyError, TypeError, InputError):
+        check(place.parent)
+        check(place)
+        record = json.loads(place.read_text(encoding="utf-8"))
+        name = record["entry"]
+        return read_entry(root / name) if record["key"] == key and entry_of(name) == name else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError):
         return None
 
 
 def record(root: Path, key: str, artifact: Artifact) -> None:
-    """Notes under ``key`` a kernel of the cache directory ``root``, where that can be written."""
+    """Notes under ``key`` a kernel of the opened cache ``root``, where that can be written."""
     if artifact.directory.parent == root:
-        write_whole(_place(root, key), json.dumps({"entry": artifact.directory.name}))
+        record = {"entry": artifact.directory.name, "key": key}
+        write_whole(_place(root, key), json.dumps(record))
 
 
 def _place(root: Path, key: str) -> Path:
-    return root / "index" / f"{key[:32]}.json"
+    return root / INDEX / f"{key[:32]}.json"
 
 
 def _of_mapping(spec: Mapping[str, Any]) -> SpecSource | None:

@@ -2,7 +2,7 @@
 
 What is kept holds as long as the same compilers are the first to be found and the files they were
 found by (the programs, the CUDA runtime, CUTLASS's and torch's versions) have the same times and
-sizes.
+sizes. It names programs that are executed, so it is believed only where nobody else can write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fa3gen.errors import ToolchainError
-from fa3gen.jit.entries import write_whole
+from fa3gen.jit.entries import INDEX, write_whole
 from fa3gen.jit.toolchain import (
     CUTLASS,
     TORCH,
@@ -26,6 +26,7 @@ from fa3gen.jit.toolchain import (
     find_toolchain,
     nvcc_candidates,
 )
+from fa3gen.jit.trust import check
 
 __all__ = ["known_toolchain"]
 
@@ -35,9 +36,11 @@ _PATHS = ("nvcc", "cxx", "cudart_static", "cutlass_include", "torch_include", "t
 Stamp = tuple[str, int, int]  # a file, its modification time in ns, its size
 
 
-def known_toolchain(root: Path) -> Toolchain:
-    """``find_toolchain()``, or what it found last, as kept in the cache directory ``root``."""
-    place = root / "index" / f"toolchain-{_question()}.json"
+def known_toolchain(root: Path | None) -> Toolchain:
+    """``find_toolchain()``, or what it found last, as kept in the opened cache ``root``, if any."""
+    if root is None:
+        return find_toolchain()
+    place = root / INDEX / f"toolchain-{_question()}.json"
     if (kept := _read(place)) is not None:
         return kept
     found = find_toolchain()
@@ -91,6 +94,8 @@ def _plain(toolchain: Toolchain) -> dict[str, Any]:
 def _read(place: Path) -> Toolchain | None:
     """What is kept, if it still holds."""
     try:
+        check(place.parent)
+        check(place)
         record = json.loads(place.read_text(encoding="utf-8"))
         if any(_stamp(Path(path)) != (path, *rest) for path, *rest in record["stamps"]):
             return None
@@ -98,5 +103,5 @@ def _read(place: Path) -> Toolchain | None:
         values.update({name: Path(values[name]) for name in _PATHS})
         values["cuda_include"] = tuple(map(Path, values["cuda_include"]))
         return Toolchain(**values)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

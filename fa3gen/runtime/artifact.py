@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ __all__ = ["Artifact", "KernelFacts", "check_keys", "file_sha256"]
 
 MANIFEST = "artifact.json"
 FORMAT = 3  # of the manifest and of the library's interface
+_PLAIN: dict[str, tuple[type, ...]] = {  # by a field's annotation
+    "str": (str,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool": (bool,),
+    "float": (float, int),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Artifact:
         directory = Path(directory)
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{directory}: no readable {MANIFEST}, so not an artifact ({error}); "
                 "make one with `fa3gen build SPEC -o DIR`"
@@ -106,15 +114,34 @@ class Artifact:
 
     def verify_library(self) -> None:
         """Raises InputError unless the library is the one that the manifest was written for."""
+        self._verified()
+
+    def verify_op(self) -> None:
+        """Raises InputError unless the library is the manifest's, and of the op that it names.
+
+        To load a library that defines an op once more would end the process.
+        """
+        if f"{self.op_name}(".encode() not in self._verified():
+            raise InputError(
+                f"{self.library_path}: must define the op {self.op_name}, as {MANIFEST} says "
+                "(it does not); build it again"
+            )
+
+    def _verified(self) -> bytes:
         path = self.library_path
         if not path.is_file():
             raise InputError(f"{path}: the artifact's library is missing; build it again")
-        found = file_sha256(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found = hashlib.sha256(data).hexdigest()
         if found != self.library_sha256:
             raise InputError(
                 f"{path}: sha256 must be {self.library_sha256}, as {MANIFEST} says (got {found}); "
                 "the library is damaged or was replaced: build it again"
             )
+        return data
 
 
 def file_sha256(path: Path) -> str:
@@ -128,18 +155,18 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{where}: format must be {FORMAT} (got {got!r}); build it again")
     values: dict[str, Any] = {key: value for key, value in manifest.items() if key != "format"}
-    check_keys(where, values, Artifact, {"directory"})
+    _check_values(where, values, Artifact, {"directory"})
     kernels = values["kernels"]
     if not isinstance(kernels, list) or not kernels:
         raise InputError(f"{where}: kernels must be a list, not empty (got {kernels!r})")
     for kernel in kernels:
-        check_keys(where, kernel, KernelFacts, set())
+        _check_values(where, kernel, KernelFacts, set())
     values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
     values["inputs"] = _inputs(where, values["inputs"])
     library = values["library"]
-    if not isinstance(library, str) or Path(library).name != library:
+    if not re.fullmatch(r"\w[\w.-]*", library):
         raise InputError(f"{where}: library must be a plain file name (got {library!r})")
-    values["dtype"] = DType(values["dtype"])
+    values["dtype"] = _dtype(where, values["dtype"])
     return Artifact(directory=directory, **values)
 
 
@@ -147,11 +174,20 @@ def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
     if not isinstance(inputs, list):
         raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
     for one in inputs:
-        check_keys(where, one, InputMeta, set())
+        _check_values(where, one, InputMeta, set())
+        if not isinstance(one["shape"], list):
+            raise InputError(f"{where}: shape must be a list (got {one['shape']!r})")
     return tuple(
-        InputMeta(**{**one, "dtype": DType(one["dtype"]), "shape": tuple(one["shape"])})
+        InputMeta(**{**one, "dtype": _dtype(where, one["dtype"]), "shape": tuple(one["shape"])})
         for one in inputs
     )
+
+
+def _dtype(where: Path, value: object) -> DType:
+    try:
+        return DType(value)
+    except ValueError as error:
+        raise InputError(f"{where}: dtype must be one of fa3gen's (got {value!r})") from error
 
 
 def check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
@@ -161,3 +197,15 @@ def check_keys(where: Path, values: object, record: type, more: set[str]) -> Non
     if found != expected:
         differing = ", ".join(sorted(found ^ expected))
         raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")
+
+
+def _check_values(where: Path, values: Any, record: type, more: set[str]) -> None:
+    """``check_keys``, and texts and numbers must be such."""
+    check_keys(where, values, record, more)
+    for field in dataclasses.fields(record):
+        types = _PLAIN.get(str(field.type))
+        if types and type(values[field.name]) not in types:
+            raise InputError(
+                f"{where}: {field.name} must be {field.type} (got {values[field.name]!r}); "
+                "build it again"
+            )

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fa3gen.dtypes import DType
-from fa3gen.errors import UnsupportedError
+from fa3gen.errors import InputError, UnsupportedError
 from fa3gen.inputs import InputMeta, op_schemas
 from fa3gen.runtime.artifact import Artifact
 
@@ -105,17 +105,29 @@ class RegisteredOp:
             self._implement_on_cpu()
 
     def load(self, artifact: Artifact) -> None:
-        """Loads the library, which defines the pair and implements it on CUDA tensors."""
+        """Loads the library, which defines the pair and implements it on CUDA tensors.
+
+        Raises InputError where it cannot be loaded; the pair is then what it was.
+        """
         name = self.meta.op_name
-        if self._library is not None:  # defined here; the library is about to define it
+        defined = self._library is not None
+        if defined:  # here; the library is about to define it
             _forget_flops(name)
             self._library._destroy()
             self._library = None  # now: its finalizer forgets torch.ops' packets once more
-        _ops.load_library(str(artifact.library_path.resolve()))
-        self.on_cuda = True
-        self.attach(define=False)
-        if self.interpreted is not None:
-            self._implement_on_cpu()
+        try:
+            _ops.load_library(str(artifact.library_path.resolve()))
+            self.on_cuda = True
+        except OSError as error:
+            raise InputError(
+                f"{artifact.library_path}: cannot be loaded ({error.__cause__ or error}); "
+                "build it again"
+            ) from error
+        finally:
+            if self.on_cuda or defined:
+                self.attach(define=not self.on_cuda)
+            if self.interpreted is not None:
+                self._implement_on_cpu()
 
     def _implement_on_cpu(self) -> None:
         def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -154,13 +166,15 @@ _lock = threading.RLock()
 def register(artifact: Artifact) -> RegisteredOp:
     """Loads the artifact's library, once: a second artifact of the same op name is not opened.
 
-    Raises InputError where the library is not the one that the manifest describes.
+    Raises InputError where the library is not the one that the manifest describes, or is gone.
     """
     with _lock:
         known = _registry.get(artifact.op_name)
         if known is not None and known.on_cuda:
             return known
-        artifact.verify_library()
+        # By its path, so that debuggers and profilers can name it. In the cache only this user can
+        # write (fa3gen.jit.trust); elsewhere who can swap the library can edit its hash as well.
+        artifact.verify_op()
         registered = known or RegisteredOp(artifact)
         registered.load(artifact)
         _registry[artifact.op_name] = registered

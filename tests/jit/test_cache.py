@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,10 @@ from conftest import LOG, ScriptedToolchain
 from standin import META, standin_source
 
 from fa3gen.errors import BuildError
-from fa3gen.jit import cache
+from fa3gen.jit import aside, cache
 from fa3gen.jit.cache import build_cached, build_key
-from fa3gen.jit.entries import cache_directory, clear, entries, look
+from fa3gen.jit.entries import cache_directory, look
+from fa3gen.jit.inventory import clear, take_stock
 from fa3gen.paths import INCLUDE
 
 
@@ -25,6 +27,7 @@ from fa3gen.paths import INCLUDE
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "cache"
     monkeypatch.setenv("FA3GEN_CACHE_DIR", str(root))
+    monkeypatch.setattr(aside, "_built", {})  # another test may have built the same
     return root
 
 
@@ -219,14 +222,14 @@ def test_without_a_cache_the_build_serves_its_process(
 
 
 def test_a_cache_that_turns_read_only(scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = cache.tempfile.mkdtemp
+    make = tempfile.mkdtemp
 
     def mkdtemp(*arguments: object, dir: object = None, **options: object) -> str:
         if dir is not None:
             raise PermissionError(13, "Permission denied")
         return str(make(*arguments, **options))
 
-    monkeypatch.setattr(cache.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     with pytest.warns(RuntimeWarning, match=r"cannot be written \(Permission denied\)"):
         artifact = build_cached(standin_source(), toolchain=scripted.toolchain)
     assert look(artifact.directory) == artifact
@@ -236,18 +239,18 @@ def test_a_cache_that_turns_read_only(scripted, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_entries_and_clear(scripted, root: Path) -> None:
-    assert entries(root) == []
-    assert clear(root) == (0, [])
+    assert take_stock(root).kernels == []
+    assert clear(root) == (0, [], [])
     artifact = build_cached(standin_source(), toolchain=scripted.toolchain)
-    (entry,) = entries(root)
+    (entry,) = take_stock(root).kernels
     assert entry.artifact == artifact
-    assert entry.whole
+    assert entry.fault is None
     assert entry.bytes == sum(path.stat().st_size for path in artifact.directory.iterdir())
     assert entry.to_json()["op_name"] == META.op_name
     artifact.library_path.write_bytes(b"damaged")
-    assert not entries(root)[0].whole
+    assert "damaged" in str(take_stock(root).kernels[0].fault)
     (root / "mine.txt").write_text("not fa3gen's")
-    assert clear(root) == (1, [])
+    assert clear(root) == (1, [], [])
     assert [path.name for path in root.iterdir()] == ["mine.txt"]
 
 
@@ -255,7 +258,7 @@ def test_clear_leaves_a_build_alone(scripted, root: Path) -> None:
     scripted.script("nvcc", LOG, seconds=1.5)
     builder = start_build(scripted)
     wait_for(lambda: any(call.startswith("nvcc") for call in scripted.calls), "start of nvcc")
-    removed, busy = clear(root)
+    removed, busy, _ = clear(root)
     assert removed == 0
     assert [name.split("-")[0] for name in busy] == [META.op_name]
     out, err = builder.communicate(timeout=60)
