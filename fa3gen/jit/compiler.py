@@ -2,11 +2,12 @@
 
 ::
 
-    kernel.cu --nvcc--> kernel.cubin --as--> kernel.o ─┐
-    host.cpp  --c++-------------------------> host.o ──┴─> <op>.so
+    kernel.cu --nvcc--> --finish--> kernel.cubin --as--> kernel.o ─┐
+    host.cpp  --c++-------------------------------------> host.o ──┴─> <op>.so
 
 Each kernel of a variant goes the way of kernel.cu. One with another spelling is compiled in both,
-and its stall counts may be lowered (``fa3gen.jit.finish``).
+and its stall counts may be lowered (``fa3gen.jit.finish``). The same source gives the same bytes,
+wherever it is built.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TORCH_ABI = "2.10"
 JOBS = 2
 
 _STATUS = "step "  # marks ninja's own lines
+_FAILED = "FAILED: "  # begins its line on a step that failed, which ends with the step's output
 _ERROR_LINE = re.compile(r"(?:\berror\b|\bfatal\b|undefined reference|undefined symbol)", re.I)
 _MAX_ERRORS = 5
 LOG = "build.log"
@@ -171,11 +173,12 @@ def _run_ninja(directory: Path, toolchain: Toolchain, progress: Progress | None)
 
 
 def _collect_log(source: OpSource, directory: Path, refused: str | None) -> str:
-    """Joins ``refused`` and the steps' logs into build.log and returns its text. Of two spellings
-    the log of the kernel has that of the one taken."""
+    """Joins ``refused`` and the steps' logs, of the failed ones last, into build.log and returns its
+    text. A kernel's log has that of the spelling taken."""
     parts = [f"== ninja\n{refused}"] if refused else []
     unused = {f"{name}.log" for name in intermediates_of(source)} if refused is None else set()
-    for path in sorted(directory.glob("*.log")):
+    failed = {line.split()[-1] for line in (refused or "").splitlines() if line.startswith(_FAILED)}
+    for path in sorted(directory.glob("*.log"), key=lambda log: (log.stem in failed, log.name)):
         if path.name != LOG and path.name not in unused:
             text = path.read_text(encoding="utf-8", errors="replace")
             parts.append(f"== {path.stem}\n{text}")

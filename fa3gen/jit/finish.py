@@ -2,7 +2,7 @@
 
 A step of the build, run as a program of its own: ``python finish.py OUT [--pace] CUBIN...`` takes
 the cubin whose instructions fetch the fewest operands anew, lowers stall counts before exponentials
-if asked, and prints the log beside it.
+if asked, takes the build's folder out of it, and prints the log beside it.
 
 *Operands at hand.* An SM's register file has two banks, even and odd registers, and the tensor core
 takes a large part of what they deliver. The assembler keeps an operand at hand for the next
@@ -28,18 +28,22 @@ may write its operand. ``_FAR`` cycles behind a place that is branched to no cou
 what came before is not what stands before. Results of MUFU and memory are waited for by
 scoreboards, which stay as they are. The fields of an instruction are those that public
 disassemblers print; a field that is no register at worst keeps a count higher than need be.
+
+*The folder.* In the names of what is internal to a file, nvcc has a hash of the file's whole path,
+which ``-frandom-seed`` leaves alone. Zeros in its place make a kernel's bytes follow from its text.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["main", "operand_reuse", "paced", "paced_cubin"]
+__all__ = ["main", "operand_reuse", "paced", "paced_cubin", "placeless"]
 
 # Instructions of sm_90, 16 bytes each: the operation without its operands' kinds is in the lowest 9
 # bits, registers in bits 16-23 (written), 24-31, 32-39 and 64-71, the stall count in bits 105-108.
@@ -54,6 +58,7 @@ _NEAR = 6  # no latency of _ARITHMETIC is longer
 _FAR = 20  # nor of any other instruction of fixed latency
 _FFMA_UNIFORM = 0xC23  # register times uniform register plus register, all 12 bits
 _REUSE_BIT = 124 - 64  # of the third operand
+_INTERNAL = re.compile(rb"(_INTERNAL_|_GLOBAL__N__)[0-9a-f]{8}(?=_)")
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # of a 64-bit ELF file
 
 
@@ -181,22 +186,28 @@ def paced_cubin(cubin: bytes) -> tuple[bytes, int, int]:
     return bytes(result), changed, saved
 
 
+def placeless(cubin: bytes) -> bytes:
+    """A cubin that does not tell the folder of its source."""
+    return _INTERNAL.sub(rb"\g<1>00000000", cubin)
+
+
 def main(arguments: list[str]) -> None:
     """Write the best of the cubins ``arguments[1:]``, the first of equals, to ``arguments[0]``;
     paced if a word among them is ``--pace``."""
     target, *paths = (Path(word) for word in arguments if word != "--pace")
-    counts = {path: operand_reuse(path.read_bytes()) for path in paths}
-    best = max(paths, key=lambda path: counts[path][0])
+    best, counts = paths[0], {}
+    if len(paths) > 1:
+        counts = {path: operand_reuse(path.read_bytes()) for path in paths}
+        best = max(paths, key=lambda path: counts[path][0])
     cubin = best.read_bytes()
     print(best.with_name(f"{best.name}.log").read_text(encoding="utf-8", errors="replace"), end="")
-    if len(paths) > 1:
-        for path, (kept, total) in counts.items():
-            taken = ", taken" if path == best else ""
-            print(f"{path.name}: {kept} of {total} addends at hand{taken}")
+    for path, (kept, total) in counts.items():
+        taken = ", taken" if path == best else ""
+        print(f"{path.name}: {kept} of {total} addends at hand{taken}")
     if "--pace" in arguments:
         cubin, changed, saved = paced_cubin(cubin)
         print(f"{target.name}: {changed} stall counts lowered, by {saved} cycles together")
-    target.write_bytes(cubin)
+    target.write_bytes(placeless(cubin))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ DEVICE_FLAGS = (
     "-DNDEBUG",
     "-gencode=arch=compute_90a,code=sm_90a",
     "-cubin",
+    "-frandom-seed=0",  # internal names without the compiler's process id
     "--expt-relaxed-constexpr",
     "-Xptxas",
     "-v",
@@ -85,18 +86,16 @@ def intermediates_of(source: OpSource) -> tuple[str, ...]:
 
 
 def _assembled(kernel: KernelSource) -> tuple[str, ...]:
-    """What the assembler makes of a kernel that is not embedded as it is."""
+    """What the assembler makes of a kernel."""
     if kernel.alternative is not None:
         return (f"{kernel.meta.stem}.first.cubin", f"{kernel.meta.stem}.second.cubin")
-    return (f"{kernel.meta.stem}.assembled.cubin",) if kernel.paced else ()
+    return (f"{kernel.meta.stem}.assembled.cubin",)
 
 
 def _cubin(kernel: KernelSource, command: Words) -> list[str]:
-    """A kernel's cubin, from one compilation or the better of two, and paced or not."""
+    """A kernel's cubin, finished: from one compilation or the better of two, and paced or not."""
     stem = kernel.meta.stem
     text, cubin, assembled = f"{stem}.cu", f"{stem}.cubin", _assembled(kernel)
-    if not assembled:
-        return [_step(stem, [*command, text, "-o", cubin], cubin, text)]
     steps = []
     for index, made in enumerate(assembled):
         spelling = [] if kernel.alternative is None else [f"-D{kernel.alternative}={index}"]

@@ -56,6 +56,13 @@ def test_addends_are_counted() -> None:
     assert finish.operand_reuse(elf(code, b".rodata")) == (0, 0)
 
 
+def test_names_do_not_tell_the_folder() -> None:
+    names = b"\0_ZN39_INTERNAL_%b_9_kernel_cu_62aa7ad5_GLOBAL__N__%b_9_kernel_cu_62aa7ad5E\0"
+    here, there, nowhere = ((one,) * 2 for one in (b"ca9c3789", b"0123abcd", b"00000000"))
+    assert finish.placeless(names % here) == finish.placeless(names % there) == names % nowhere
+    assert finish.placeless(b"other_INTERNAL_nothex01_") == b"other_INTERNAL_nothex01_"
+
+
 @pytest.mark.parametrize("better", [0, 1])
 def test_the_better_cubin_is_taken(better: int, tmp_path: Path) -> None:
     paths = [tmp_path / "first.cubin", tmp_path / "second.cubin"]
