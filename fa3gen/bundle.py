@@ -24,6 +24,7 @@ from fa3gen.errors import Fa3genError, InputError, SpecError
 from fa3gen.inputs import op_schemas
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.manifest import BundledFile, BundledOp, BundleManifest
+from fa3gen.wheel import build_wheel, check_project
 
 if TYPE_CHECKING:
     from fa3gen.spec import AttentionSpec
@@ -47,8 +48,10 @@ def build_bundle(
     *,
     jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
+    wheel: str | None = None,
 ) -> BundleManifest:
-    """Build the kernels of ``specs``, ``jobs`` at a time, into ``directory``.
+    """Build the kernels of ``specs``, ``jobs`` at a time, into ``directory``; with ``wheel``, the
+    name of a project, also a wheel of them in its folder ``dist``.
 
     The directory must not exist or be empty, and is written whole or not at all; what was built
     before an error stays in the cache. The same variant given twice is one; two variants must have
@@ -56,6 +59,8 @@ def build_bundle(
     ``compile`` does, with the name of the spec.
     """
     target = empty_folder(directory)
+    if wheel is not None:
+        check_project(wheel)
     wanted = _distinct(specs)
     if progress:
         at_once = min(jobs or default_jobs(), len(wanted))
@@ -68,6 +73,8 @@ def build_bundle(
         variants.append(Variant(wanted[place].canonical(), result))
     with _whole(target) as folder:
         write_bundle(variants, folder)
+        if wheel is not None:
+            build_wheel(folder, wheel)
     return BundleManifest.read(target)
 
 

@@ -162,13 +162,18 @@ def build(
 def bundle(
     specs: Specs,
     output: Annotated[Path, typer.Option("-o", "--output", help="folder of the bundle")],
+    wheel: Annotated[bool, typer.Option("--wheel", help="also a wheel, in DIR/dist")] = False,
+    name: Annotated[str | None, typer.Option(help="of the wheel (the folder's)")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="builds at a time (one a core)")] = None,
 ) -> None:
     """Build many kernels into one folder; fa3gen.load_bundle(FOLDER) then needs torch alone."""
     from fa3gen.bundle import build_bundle
 
+    if name is not None and not wheel:
+        raise typer.BadParameter("--name: is the project of a wheel; give --wheel too")
+    project = (name or output.resolve().name) if wheel else None
     with build_progress() as progress:
-        manifest = build_bundle(specs, output, jobs=jobs, progress=progress)
+        manifest = build_bundle(specs, output, jobs=jobs, progress=progress, wheel=project)
     for op in manifest.ops:
         print(op)
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from standin import renamed
+from typer.testing import CliRunner
 
 from fa3gen import builds
 from fa3gen.bundle import build_bundle
+from fa3gen.cli import app
 from fa3gen.errors import BuildError, InputError, SpecError, UnsupportedError
 from fa3gen.progress import build_progress
 from fa3gen.runtime.artifact import Artifact
@@ -133,6 +135,34 @@ def test_an_empty_folder_is_taken_and_a_full_one_is_not(built: list[str], tmp_pa
         build_bundle([spec("two")], target)
     assert contents(target) == before
     assert built == ["one"]
+
+
+def test_with_a_wheel(built: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    build_bundle([spec("one")], tmp_path / "a", wheel="kernels")
+    (wheel,) = (tmp_path / "a/dist").iterdir()
+    assert wheel.name.startswith("kernels-")
+    BundleManifest.read(tmp_path / "a").check_files()
+
+
+def test_a_bad_name_of_a_wheel_is_seen_first(built: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--name"):
+        build_bundle([spec("one")], tmp_path / "a", wheel="my kernels")
+    assert built == []
+
+
+def test_the_command(built: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    folder = tmp_path / "my-kernels"
+    arguments = ["bundle", "softcap", "tree", "-o", str(folder), "--jobs", "1", "--wheel"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    ops = BundleManifest.read(folder).ops
+    lines = [line for line in done.stdout.splitlines() if "registers" in line]
+    assert lines == [str(op) for op in ops]
+    assert lines[0].startswith(ops[0].op_name)
+    (wheel,) = (folder / "dist").iterdir()
+    assert wheel.name.startswith("my_kernels-")
 
 
 def test_progress_counts_kernels(

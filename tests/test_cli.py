@@ -124,6 +124,9 @@ def test_a_fault_of_the_system_is_one_message(tmp_path: Path) -> None:
         ("bench", "causal_d128_bf16", "--against", "fa3,fa9"),
         ("bench", "causal_d128_bf16", "--lengths", "4k"),
         ("bench", "causal_d128_bf16", "--lengths", ""),
+        ("bundle", "-o", "out"),
+        ("bundle", "causal_d128_bf16", "-o", "out", "--jobs", "0"),
+        ("bundle", "causal_d128_bf16", "-o", "out", "--name", "kernels"),
     ],
 )
 def test_bad_use_is_exit_code_2(arguments: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from fa3gen.errors import InputError
 from fa3gen.runtime.artifact import KernelFacts, check_keys
 
-__all__ = ["DIST", "BundleManifest", "BundledFile", "BundledOp"]
+__all__ = ["DIST", "MANIFEST", "BundleManifest", "BundledFile", "BundledOp"]
 
 MANIFEST = "bundle.json"
 DIST = "dist"  # the folder of wheels
@@ -99,6 +99,11 @@ class BundleManifest:
     directory: Path
     fa3gen: str  # the version that made it
     ops: tuple[BundledOp, ...]  # by name
+
+    @property
+    def torch_abi(self) -> str:
+        """The oldest torch whose stable ABI every library finds."""
+        return max((op.torch_abi for op in self.ops), key=lambda one: [*map(int, one.split("."))])
 
     @staticmethod
     def read(directory: str | Path) -> BundleManifest:
