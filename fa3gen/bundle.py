@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fa3gen._version import __version__
 from fa3gen.builds import build_many, default_jobs
 from fa3gen.driver import SpecLike, empty_folder
-from fa3gen.errors import Fa3genError, InputError, SpecError
+from fa3gen.errors import BuildError, Fa3genError, InputError, SpecError
 from fa3gen.inputs import op_schemas
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.manifest import BundledFile, BundledOp, BundleManifest
@@ -137,9 +137,15 @@ def _add(variant: Variant, directory: Path) -> BundledOp:
     """Copies a variant's artifact into a folder of its own, and says what it is."""
     folder = directory / variant.artifact.op_name
     folder.mkdir()
-    for path in sorted(variant.artifact.directory.iterdir()):
-        if path.suffix in _KEPT:
-            shutil.copy(path, folder)
+    try:
+        for path in sorted(variant.artifact.directory.iterdir()):
+            if path.suffix in _KEPT:
+                shutil.copyfile(path, folder / path.name)  # with the mode of a new file
+    except FileNotFoundError as error:
+        name = variant.artifact.name
+        raise BuildError(
+            f"{name}: the cache was cleared meanwhile; build the bundle again"
+        ) from error
     artifact = dataclasses.replace(variant.artifact, directory=folder, build_seconds=0.0)
     artifact.verify_library()
     artifact.write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,22 @@ def test_a_fault_in_the_copy_leaves_nothing(
 
     monkeypatch.setattr(Artifact, "verify_library", fail)
     with pytest.raises(InputError, match="damaged"):
+        build_bundle([spec("one")], tmp_path / "new/a")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_cache_that_is_cleared_meanwhile(
+    built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = builds.build_here
+
+    def cleared(spec: Any, **options: Any) -> Artifact:
+        artifact = inner(spec, **options)
+        shutil.rmtree(artifact.directory)
+        return artifact
+
+    monkeypatch.setattr(builds, "build_here", cleared)
+    with pytest.raises(BuildError, match=r"^one: the cache was cleared meanwhile; build .* again"):
         build_bundle([spec("one")], tmp_path / "new/a")
     assert list((tmp_path / "new").iterdir()) == []
 

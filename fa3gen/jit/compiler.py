@@ -173,7 +173,7 @@ def _run_ninja(directory: Path, toolchain: Toolchain, progress: Progress | None)
 
 
 def _collect_log(source: OpSource, directory: Path, refused: str | None) -> str:
-    """Joins ``refused`` and the steps' logs, of the failed ones last, into build.log and returns its
+    """Joins ``refused`` and the steps' logs, of the failed last, into build.log and returns its
     text. A kernel's log has that of the spelling taken."""
     parts = [f"== ninja\n{refused}"] if refused else []
     unused = {f"{name}.log" for name in intermediates_of(source)} if refused is None else set()
