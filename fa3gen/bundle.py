@@ -58,7 +58,9 @@ def build_bundle(
     two names. ``progress`` receives a line as kernels are done. Raises InputError, and what
     ``compile`` does, with the name of the spec.
     """
-    target = empty_folder(directory)
+    target = empty_folder(directory).resolve()
+    if target == Path.cwd():
+        raise InputError(f"-o: must not be the current folder, as it is replaced (got {directory})")
     if wheel is not None:
         check_project(wheel)
     wanted = _distinct(specs)

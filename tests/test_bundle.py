@@ -143,6 +143,23 @@ def test_a_cache_that_is_cleared_meanwhile(
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_the_folder_may_be_a_link(built: list[str], tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    build_bundle([spec("one")], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    BundleManifest.read(tmp_path / "real").check_files()
+
+
+def test_the_current_folder_is_left_alone(
+    built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in (".", tmp_path):
+        with pytest.raises(InputError, match=r"-o: must not be the current folder"):
+            build_bundle([spec("one")], target)
+
+
 def test_an_empty_folder_is_taken_and_a_full_one_is_not(built: list[str], tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.mkdir()
