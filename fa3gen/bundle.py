@@ -67,7 +67,7 @@ def build_bundle(
     if progress:
         at_once = min(jobs or default_jobs(), len(wanted))
         progress(f"{target.name}: {len(wanted)} kernels, {at_once} at a time")
-        progress(f"step 0/{len(wanted)}: ")
+        progress(f"step 0/{len(wanted)}: building")
     variants: list[Variant] = []
     for place, result in build_many(wanted, jobs=jobs, progress=progress):
         if isinstance(result, Fa3genError):

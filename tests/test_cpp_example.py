@@ -109,6 +109,9 @@ def test_bad_use(program: Path, bundle: Path) -> None:
     *words, _ = arguments(bundle)
     assert run(program, code=2).stderr.startswith("use: ")
     assert run(program, *words, "window", code=2).stderr.startswith("use: ")
+    library, op, *_ = words
+    wide = run(program, library, op, "wide", "128", "bf16", "full", code=2)
+    assert wide.stderr.startswith("use: ")
 
 
 def test_the_first_plain_variant_is_taken(bundle: Path) -> None:

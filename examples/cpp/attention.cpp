@@ -201,27 +201,38 @@ int run(const Variant& variant) {
 }
 
 int main_of(const std::string& library, const Variant& variant) {
+  const bool gpu = has_gpu();
+  if (gpu) {
+    open("libtorch_cuda.so");  // first, as in a program that links it; not linked, to start where torch has no CUDA
+  }
   open(library);
   const std::string schema = schema_of(variant.op);
   if (schema.empty()) {
     throw std::runtime_error(library + " does not define " + variant.op);
   }
   std::printf("%s\n", schema.c_str());
-  if (!has_gpu()) {
+  if (!gpu) {
     std::printf("no GPU: the op is there, but nothing to run it on\n");
     return kNoGpu;
   }
-  open("libtorch_cuda.so");
   return run(variant);
+}
+
+bool is_size(const std::string& word) {
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  return !word.empty() && word.size() < 5 && std::all_of(word.begin(), word.end(), is_digit);
+}
+
+bool is_known(const std::vector<std::string>& given) {
+  return given.size() == 6 && is_size(given[2]) && is_size(given[3]) && (given[4] == "bf16" || given[4] == "fp16") &&
+         (given[5] == "full" || given[5] == "causal");
 }
 
 }  // namespace
 
 int main(int count, char** words) {
   const std::vector<std::string> given(words + 1, words + count);
-  const bool known = given.size() == 6 && (given[4] == "bf16" || given[4] == "fp16") &&
-                     (given[5] == "full" || given[5] == "causal");
-  if (!known) {
+  if (!is_known(given)) {
     std::fprintf(stderr, "use: attention LIBRARY OP HEAD_DIM_QK HEAD_DIM_V bf16|fp16 full|causal\n");
     return kBadUse;
   }
