@@ -16,17 +16,18 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fa3gen.errors import PressureError, UserError
-from fa3gen.matrix.covering import Pair, Row, pairwise
+from fa3gen.matrix.covering import Pair, Row, pairs_of, pairwise
 from fa3gen.matrix.factors import QUICK, SPEC, Factors
 from fa3gen.matrix.points import Point
 
-__all__ = ["FACTORS", "PointSet", "product", "read"]
+__all__ = ["FACTORS", "PointSet", "Unbuildable", "product", "read"]
 
+_BUILDS = 4  # that fail before a pair counts as impossible
 _STORED = Path(__file__).with_name("sets.json")
 
 FACTORS: Mapping[str, Factors] = {
@@ -36,32 +37,49 @@ FACTORS: Mapping[str, Factors] = {
 
 
 @dataclass(frozen=True)
-class PointSet:
-    """``points`` have every pair of their factors' values but the ``impossible`` ones.
+class Unbuildable:
+    """What the scheduler allows and a build gate refuses, with its reason: ``points`` by their
+    keys, and ``pairs`` of which no point was built, though several were tried."""
 
-    ``impossible``: why the scheduler refuses a pair, by its text; ``unbuildable``: why a build gate
-    refused a point that was not taken, by its key.
-    """
+    points: Mapping[str, str] = field(default_factory=dict)
+    pairs: Mapping[str, str] = field(default_factory=dict)
+
+    def with_points(self, refused: Mapping[str, str], good: Sequence[Point]) -> Unbuildable:
+        """The same with more points; ``good`` are built."""
+        points = {**self.points, **refused}
+        fine = {pair for point in good for pair in map(pair_text, pairs_of(point.chosen))}
+        tries: dict[str, list[str]] = {}
+        for key, reason in points.items():
+            for pair in map(pair_text, pairs_of(Point.parse(key).chosen)):
+                tries.setdefault(pair, []).append(reason)
+        given_up = {
+            pair: f"{len(reasons)} kernels were built, and refused: {reasons[-1]}"
+            for pair, reasons in tries.items()
+            if pair not in fine and len(reasons) >= _BUILDS
+        }
+        pairs = {**self.pairs, **given_up}
+        return Unbuildable(dict(sorted(points.items())), dict(sorted(pairs.items())))
+
+
+@dataclass(frozen=True)
+class PointSet:
+    """``points`` have every pair of their factors' values but the ``impossible`` ones, by their
+    texts, which the scheduler refuses, or a build gate, with the reason."""
 
     points: tuple[Point, ...]
     impossible: Mapping[str, str] = field(default_factory=dict)
-    unbuildable: Mapping[str, str] = field(default_factory=dict)
+    unbuildable: Unbuildable = Unbuildable()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        keys = [point.key for point in self.points]
-        return {
-            "points": keys,
-            "impossible": dict(self.impossible),
-            "unbuildable": dict(self.unbuildable),
-        }
+        return {**asdict(self), "points": [point.key for point in self.points]}
 
 
 def read(name: str) -> PointSet:
     """The set ``quick`` or ``full``."""
     kept = json.loads(_STORED.read_text(encoding="utf-8"))[name]
     points = tuple(Point.parse(key) for key in kept["points"])
-    return PointSet(points, kept["impossible"], kept["unbuildable"])
+    return PointSet(points, kept["impossible"], Unbuildable(**kept["unbuildable"]))
 
 
 def product(where: Mapping[str, Sequence[str]]) -> Iterator[Point]:
@@ -93,26 +111,29 @@ def refusal(point: Point) -> str:
     return ""
 
 
-def search(
-    factors: Factors, unbuildable: Mapping[str, str], given: Sequence[Point] = ()
-) -> PointSet:
-    """Points, those ``given`` first, with every pair that the scheduler allows, none of them among
-    ``unbuildable``."""
+def search(factors: Factors, unbuildable: Unbuildable, given: Sequence[Point] = ()) -> PointSet:
+    """Points, those ``given`` first, with every pair that the scheduler allows and that is not
+    known to be unbuildable."""
 
     def allowed(row: Row) -> bool:
         point = Point.of(row)
-        return point.key not in unbuildable and not refusal(point)
+        if point.key in unbuildable.points:
+            return False
+        if any(pair_text(pair) in unbuildable.pairs for pair in pairs_of(row)):
+            return False
+        return not refusal(point)
 
     rows = [{factor: point.chosen[factor] for factor in factors} for point in given]
     found = pairwise(factors, allowed, rows)
-    impossible = {
-        pair_text(pair): refusal(Point.of(dict(pair))) or "refused with whatever else was tried"
-        for pair in found.impossible
-    }
+    impossible = {}
+    for pair in found.impossible:
+        text = pair_text(pair)
+        reason = unbuildable.pairs.get(text) or refusal(Point.of(dict(pair)))
+        impossible[text] = reason or "refused with whatever else was tried"
     return PointSet(tuple(map(Point.of, found.rows)), dict(sorted(impossible.items())), unbuildable)
 
 
-def built(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
+def built(factors: Factors, unbuildable: Unbuildable) -> PointSet:
     """The same, of points that pass the build gates. Raises what a build raises beside."""
     from fa3gen.builds import build_many
 
@@ -128,7 +149,7 @@ def built(factors: Factors, unbuildable: Mapping[str, str]) -> PointSet:
         if not refused:
             return found
         good = [point for point in found.points if point.key not in refused]
-        unbuildable = dict(sorted({**unbuildable, **refused}.items()))
+        unbuildable = unbuildable.with_points(refused, good)
 
 
 def _log(line: str) -> None:
@@ -144,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kept = json.loads(_STORED.read_text(encoding="utf-8")) if _STORED.is_file() else {}
     for name in options.sets or FACTORS:
-        before = kept.get(name, {}).get("unbuildable", {})
+        before = Unbuildable(**kept.get(name, {}).get("unbuildable", {}))
         found = (built if options.build else search)(FACTORS[name], before)
         print(f"{name}: {len(found.points)} points, {len(found.impossible)} impossible pairs")
         kept[name] = found.to_json()
