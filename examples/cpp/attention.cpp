@@ -120,7 +120,8 @@ std::vector<float> to_host(const Tensor& tensor) {
 }
 
 // One call through the dispatcher: (q, k, v, scale) -> (out, lse).
-std::tuple<Tensor, Tensor> call(const std::string& op, const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+std::tuple<Tensor, Tensor> call(const std::string& op, const Tensor& q, const Tensor& k, const Tensor& v,
+                                double scale) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(q), from(k), from(v), from(scale)};
