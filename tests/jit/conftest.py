@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fa3gen.jit import aside
 from fa3gen.jit.toolchain import Toolchain, find_ninja
 
 LOG = """\
@@ -69,3 +70,12 @@ def scripted(tmp_path: Path) -> ScriptedToolchain:
     folder = tmp_path / "tool $chain"  # a blank and a dollar, to be quoted
     folder.mkdir()
     return ScriptedToolchain(folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the cache is; nothing is there yet."""
+    root = tmp_path / "cache"
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(root))
+    monkeypatch.setattr(aside, "_built", {})  # another test may have built the same
+    return root

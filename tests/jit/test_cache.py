@@ -16,19 +16,13 @@ from conftest import LOG, ScriptedToolchain
 from standin import META, standin_source
 
 from fa3gen.errors import BuildError
-from fa3gen.jit import aside, cache
+from fa3gen.jit import cache
 from fa3gen.jit.cache import build_cached, build_key
 from fa3gen.jit.entries import cache_directory, look
 from fa3gen.jit.inventory import clear, take_stock
 from fa3gen.paths import INCLUDE
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "cache"
-    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(root))
-    monkeypatch.setattr(aside, "_built", {})  # another test may have built the same
-    return root
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def test_directory_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
