@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,8 @@ def test_cache(tmp_path: Path, standin_artifact: Artifact) -> None:
     (root / f"{META.op_name}-{'0123' * 8}.lock").touch()
     (listed,) = json.loads(run("cache", "list", "--json", **variables).stdout)["kernels"]
     assert (listed["op_name"], listed["whole"]) == (META.op_name, True)
-    assert META.op_name in run("cache", "list", **variables).stdout
+    kernel, total = run("cache", "list", **variables).stdout.splitlines()
+    assert re.fullmatch(rf"{META.op_name} +\d\.\d MiB  [-\d]+ [:\d]+, (just now|.* ago)", kernel)
+    assert total.startswith("1 kernels, ")
     assert run("cache", "clear", **variables).stdout == "1 kernels removed\n"
     assert list(root.iterdir()) == []

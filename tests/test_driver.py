@@ -218,7 +218,9 @@ def test_a_kernel_that_is_cleared_before_it_is_loaded(
 
     real, limit = driver.register, 3
     monkeypatch.setattr(driver, "register", register)
-    monkeypatch.setattr(driver._Request, "build", lambda self, progress: self.find())
+    (manifest,) = gpu_host.glob(f"{artifact.op_name}-*/artifact.json")
+    built = Artifact.read(manifest.parent)
+    monkeypatch.setattr(driver._Request, "build", lambda self, progress: built)
     assert fa3gen.compile(SPEC).artifact == tries[-1]
     assert len(tries) == limit
     tries.clear()
@@ -255,6 +257,47 @@ def test_a_copy_that_cannot_be_written(gpu_host: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"-o: .*file/out cannot be written \(Not a directory\)"):
         fa3gen.build(SPEC, tmp_path / "file/out")
+
+
+_ORDER = """
+import json, os, sys
+import torch, fa3gen
+from fa3gen import driver
+driver.has_hopper = lambda: True
+root, seen, lstat = os.environ["FA3GEN_CACHE_DIR"], [], os.lstat
+
+def note(event, arguments):
+    if event in ("open", "ctypes.dlopen") and str(arguments[0]).startswith(root):
+        seen.append((event, os.fsdecode(arguments[0])))
+
+def noted_lstat(path, **options):
+    seen.append(("checked", os.fsdecode(path)))
+    return lstat(path, **options)
+
+os.lstat = noted_lstat
+sys.addaudithook(note)
+fa3gen.compile(sys.argv[1])
+print(json.dumps(seen))
+"""
+
+
+def test_nothing_is_opened_before_it_is_checked(gpu_host: Path, artifact: Artifact) -> None:
+    """Who may write to a file and to all folders above it; of the library also its hash."""
+    spec = str(artifact.directory.parent / "spec.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", _ORDER, spec], capture_output=True, text=True, check=True
+    )
+    seen = json.loads(done.stdout)
+    checked, opened = set(), []
+    for event, name in seen:
+        if event == "checked":
+            checked.add(Path(name))
+        else:
+            assert {Path(name), *Path(name).parents} <= checked, (name, seen)
+            opened.append((event, Path(name).name))
+    library = f"{artifact.op_name}.so"
+    assert opened[-3:] == [("open", "artifact.json"), ("open", library), ("ctypes.dlopen", library)]
+    assert sum("index" in name for event, name in seen if event == "open") == 2
 
 
 # --- what cannot be had ---------------------------------------------------------------------------
@@ -351,10 +394,11 @@ def test_nothing_is_found_in_a_cache_of_others(
     shutil.copytree(gpu_host, cache)
     cache.chmod(0o700)
     monkeypatch.setenv("FA3GEN_CACHE_DIR", str(cache))
-    found = driver._Request.of(SPEC)
+    spec = artifact.directory.parent / "spec.yaml"
+    found = driver._Request.of(spec)
     assert found.root == cache
     assert found.find() is not None
     cache.chmod(0o777)
-    found = driver._Request.of(SPEC)
+    found = driver._Request.of(spec)
     assert (found.root, found.find()) == (None, None)
     assert found.toolchain == find_toolchain()

@@ -54,6 +54,8 @@ def cold_start(folder: Path, *, kill: bool) -> dict[str, object]:
         def progress(line: str) -> None:
             if "compiling" in line:
                 (folder / f"builder.{os.getpid()}").touch()
+            if "another process" in line:
+                (folder / f"waiter.{os.getpid()}").touch()
 
         made = build_cached(SOURCE, toolchain=scripted.toolchain, progress=progress)
         made.verify_library()
@@ -71,6 +73,7 @@ def cold_start(folder: Path, *, kill: bool) -> dict[str, object]:
     left = take_stock(folder / "cache")
     return {
         "made": [json.loads(report.read_text()) for report in reports if report.exists()],
+        "waiters": len(list(folder.glob("waiter.*"))),
         "builders": len(list(folder.glob("builder.*"))),
         "compiled": sum(call.startswith("nvcc") for call in scripted.calls),
         "kernels": [entry.fault for entry in left.kernels],

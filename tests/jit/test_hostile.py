@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import platformdirs
 import pytest
 from conftest import ScriptedToolchain
 from owners import give_away
@@ -27,6 +28,9 @@ from fa3gen.runtime.artifact import Artifact, file_sha256
 
 KEY = "cd" * 32
 _OTHER = replace(META, name="other", op_name="other_00000002")
+
+
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture
@@ -208,7 +212,7 @@ def wrong_types(entry: Artifact, other: Artifact) -> None:
     edit_manifest(entry, op_name=7, dtype=[], listed="no")
 
 
-@pytest.mark.filterwarnings("default:.*is built again:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*is built again:RuntimeWarning")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -382,10 +386,30 @@ def test_a_link_to_a_directory(scripted, root: Path, tmp_path: Path, there: bool
         rebuilt(scripted)
 
 
-def test_no_such_home(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("old", [False, True])
+def test_no_home(scripted, tmp_path: Path, old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that was started with a number, with two releases of platformdirs."""
+
+    def user_cache_path(*names: str, **options: object) -> Path:
+        if not old:
+            raise RuntimeError("could not determine the home directory")
+        return Path("~/.cache/fa3gen")
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
+    monkeypatch.delenv("FA3GEN_CACHE_DIR")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.warns(RuntimeWarning, match="no cache .could not determine the home.*Set FA3GEN"):
+        rebuilt(scripted)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_no_such_home(scripted, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FA3GEN_CACHE_DIR", "~nobody-of-this-name/cache")
-    with pytest.raises(InputError, match="FA3GEN_CACHE_DIR=~nobody-of-this-name/cache"):
+    with pytest.raises(FileNotFoundError, match="FA3GEN_CACHE_DIR=~nobody-of-this-name/cache"):
         cache_directory()
+    with pytest.warns(RuntimeWarning, match="there is no cache .FA3GEN_CACHE_DIR=~nobody"):
+        rebuilt(scripted)
 
 
 # --- no room --------------------------------------------------------------------------------------
@@ -420,7 +444,7 @@ def small_disk(root: Path) -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"mount: {error}")
     if done.returncode != 0:
-        pytest.skip(f"only root can mount: {done.stderr.strip()}")
+        pytest.skip(f"only root can mount: {done.stderr.splitlines()[0]}")
     yield root
     subprocess.run(["umount", str(root)], check=True)
 

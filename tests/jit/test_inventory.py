@@ -15,7 +15,7 @@ from standin import META, standin_source
 
 from fa3gen.errors import BuildError
 from fa3gen.jit.cache import build_cached
-from fa3gen.jit.entries import entry_of
+from fa3gen.jit.entries import entry_of, remove
 from fa3gen.jit.inventory import clear, take_stock
 from fa3gen.runtime.artifact import Artifact
 
@@ -124,6 +124,19 @@ def test_links_are_removed_and_not_followed(root: Path, entry: Artifact, tmp_pat
     assert clear(root) == (2, [], [])
     assert os.listdir(root) == []
     assert (tmp_path / "mine/file").read_text() == "mine"
+
+
+def test_a_folder_where_a_compiler_still_writes(tmp_path: Path) -> None:
+    """One that a killed build has started."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    script = "i=0; while echo > $i; do i=$((i+1)); sleep 0.001; done 2>/dev/null"
+    writer = subprocess.Popen(["/bin/sh", "-c", script], cwd=folder)
+    while not list(folder.iterdir()):
+        time.sleep(0.01)
+    assert remove(folder)
+    writer.wait(timeout=30)  # it can write nowhere
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_clear_at_once(scripted, root: Path) -> None:

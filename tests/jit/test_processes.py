@@ -39,6 +39,7 @@ def test_many_processes_build_once(tmp_path: Path, scene: str) -> None:
     assert Path(entry).parent == tmp_path / "cache", entry
     assert len(found["made"]) == STARTERS - killed
     assert found["builders"] == found["compiled"] == 1 + killed
+    assert found["waiters"] > 0, "those that wait say so"
     assert (found["kernels"], found["leftovers"]) == ([None], [])
 
 
