@@ -224,8 +224,8 @@ def own_table() -> Path | None:
 
     A table that others can change is none, with a RuntimeWarning.
     """
-    table = Path(os.path.realpath(cache_directory())) / TUNED
     try:
+        table = Path(os.path.realpath(cache_directory())) / TUNED
         check_directory(table.parent)
         check(table)
     except UntrustedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from standin import META
 
 from fa3gen.errors import ToolchainError
 from fa3gen.jit.toolchain import find_toolchain
+from fa3gen.jit.trust import protect
 from fa3gen.runtime.artifact import Artifact
 
 _KEPT = ("PATH", "PYTHONPATH", "CUDA_HOME")
@@ -208,8 +210,11 @@ def test_cache(tmp_path: Path, standin_artifact: Artifact) -> None:
     entry = root / f"{META.op_name}-{'0123' * 8}"
     shutil.copytree(standin_artifact.directory, entry)
     (root / f"{META.op_name}-{'0123' * 8}.lock").touch()
+    protect(root, entry, *entry.iterdir())
     (listed,) = json.loads(run("cache", "list", "--json", **variables).stdout)["kernels"]
     assert (listed["op_name"], listed["whole"]) == (META.op_name, True)
-    assert META.op_name in run("cache", "list", **variables).stdout
+    kernel, total = run("cache", "list", **variables).stdout.splitlines()
+    assert re.fullmatch(rf"{META.op_name} +\d\.\d MiB  [-\d]+ [:\d]+, (just now|.* ago)", kernel)
+    assert total.startswith("1 kernels, ")
     assert run("cache", "clear", **variables).stdout == "1 kernels removed\n"
     assert list(root.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 import fa3gen
 from fa3gen import driver
 from fa3gen.errors import InputError, ScheduleError, SpecError, ToolchainError, UnsupportedError
+from fa3gen.jit.toolchain import find_toolchain
 from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.reference import check_error, reference_mask
 from fa3gen.schedule import tuned
@@ -202,6 +204,102 @@ def test_a_damaged_kernel_is_built_again(artifact: Artifact, tmp_path: Path) -> 
     assert warm_start(artifact, cache=cache)["heavy"] == []
 
 
+def test_a_kernel_that_is_cleared_before_it_is_loaded(
+    gpu_host: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken from the cache, or built, until it can be loaded, but not for ever."""
+    tries: list[Artifact] = []
+
+    def register(found: Artifact) -> object:
+        tries.append(found)
+        if len(tries) < limit:
+            raise InputError("gone")
+        return real(found)
+
+    real, limit = driver.register, 3
+    monkeypatch.setattr(driver, "register", register)
+    (manifest,) = gpu_host.glob(f"{artifact.op_name}-*/artifact.json")
+    built = Artifact.read(manifest.parent)
+    monkeypatch.setattr(driver._Request, "build", lambda self, progress: built)
+    assert fa3gen.compile(SPEC).artifact == tries[-1]
+    assert len(tries) == limit
+    tries.clear()
+    limit = 1000
+    with pytest.raises(InputError, match="gone"):
+        fa3gen.compile(SPEC)
+    assert len(tries) < 10
+
+
+def test_a_kernel_that_is_cleared_while_it_is_copied(
+    gpu_host: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = driver.build_here, []
+
+    def build_here(*arguments: object, **options: object) -> Artifact:
+        calls.append(arguments)
+        found = real(*arguments, **options)  # type: ignore[arg-type]
+        gone = found.directory.with_name("gone")
+        return dataclasses.replace(found, directory=gone) if len(calls) == 1 else found
+
+    monkeypatch.setattr(driver, "build_here", build_here)
+    before = os.umask(0o027)
+    try:
+        built = fa3gen.build(SPEC, tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert len(calls) == 2
+    built.verify_library()
+    modes = {path.stat().st_mode & 0o777 for path in built.directory.iterdir()}
+    assert (built.directory.stat().st_mode & 0o777, modes) == (0o750, {0o640})
+
+
+def test_a_copy_that_cannot_be_written(gpu_host: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"-o: .*file/out cannot be written \(Not a directory\)"):
+        fa3gen.build(SPEC, tmp_path / "file/out")
+
+
+_ORDER = """
+import json, os, sys
+import torch, fa3gen
+from fa3gen import driver
+driver.has_hopper = lambda: True
+root, seen, lstat = os.environ["FA3GEN_CACHE_DIR"], [], os.lstat
+
+def note(event, arguments):
+    if event in ("open", "ctypes.dlopen") and str(arguments[0]).startswith(root):
+        seen.append((event, os.fsdecode(arguments[0])))
+
+def noted_lstat(path, **options):
+    seen.append(("checked", os.fsdecode(path)))
+    return lstat(path, **options)
+
+os.lstat = noted_lstat
+sys.addaudithook(note)
+fa3gen.compile(sys.argv[1])
+print(json.dumps(seen))
+"""
+
+
+def test_nothing_is_opened_before_it_is_checked(gpu_host: Path, artifact: Artifact) -> None:
+    """Who may write to a file and to all folders above it; of the library also its hash."""
+    spec = str(artifact.directory.parent / "spec.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", _ORDER, spec], capture_output=True, text=True, check=True
+    )
+    seen = json.loads(done.stdout)
+    checked, opened = set(), []
+    for event, name in seen:
+        if event == "checked":
+            checked.add(Path(name))
+        else:
+            assert {Path(name), *Path(name).parents} <= checked, (name, seen)
+            opened.append((event, Path(name).name))
+    library = f"{artifact.op_name}.so"
+    assert opened[-3:] == [("open", "artifact.json"), ("open", library), ("ctypes.dlopen", library)]
+    assert sum("index" in name for event, name in seen if event == "open") == 2
+
+
 # --- what cannot be had ---------------------------------------------------------------------------
 
 
@@ -268,3 +366,39 @@ def test_this_machines_table_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     tuned.write(tmp_path / "tuned.json", [entry])
     assert [schedule.tiling.block_n for schedule in driver.plan_of(spec)] == [96]
     assert driver._tuning() != before, "the index must not find the kernel of the table before"
+
+
+def test_a_table_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(tmp_path))
+    assert driver.own_table() is None
+    table = tmp_path / "tuned.json"
+    table.write_text("no table")
+    assert driver.own_table() == table
+    for place in (table, tmp_path):
+        mode = place.stat().st_mode
+        place.chmod(0o777)
+        with pytest.warns(RuntimeWarning, match=f"{table} is not used: {place} must not"):
+            assert driver.own_table() is None
+        with pytest.warns(RuntimeWarning, match="is not used"):
+            driver.plan_of(SPEC)  # it would refuse to read the table
+        place.chmod(mode)
+
+
+def test_nothing_is_found_in_a_cache_of_others(
+    gpu_host: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither kernels nor the compilers that the kept toolchain names."""
+    cache = tmp_path / "cache"
+    shutil.copytree(gpu_host, cache)
+    cache.chmod(0o700)
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(cache))
+    spec = artifact.directory.parent / "spec.yaml"
+    found = driver._Request.of(spec)
+    assert found.root == cache
+    assert found.find() is not None
+    cache.chmod(0o777)
+    found = driver._Request.of(spec)
+    assert (found.root, found.find()) == (None, None)
+    assert found.toolchain == find_toolchain()

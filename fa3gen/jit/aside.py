@@ -64,7 +64,10 @@ def build_aside(
 
 
 def _told(reason: OSError) -> str:
-    cache = cache_directory()
+    try:
+        cache = cache_directory()
+    except FileNotFoundError as error:
+        return f"there is no cache ({error.strerror})"
     if isinstance(reason, UntrustedError):
         return f"the cache {cache} is not trusted: {reason}"
     return f"the cache {cache} cannot be written ({reason.strerror or reason})"

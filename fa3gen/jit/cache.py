@@ -111,9 +111,7 @@ def _build_into(
     root = entry.parent
     temporary = Path(tempfile.mkdtemp(prefix=f"{BUILDING}{entry.name}.", dir=root))
     try:
-        make_directory(temporary / "artifact")
-        built = compiler.build(source, temporary / "artifact", toolchain, progress)
-        return _publish(built, entry)
+        return _publish(compiler.build(source, temporary, toolchain, progress), entry)
     except BuildError as error:
         _try_writing(temporary)  # the compilers may have failed at that
         raise _with_log(error, temporary, root / FAILED / f"{entry.name}.log") from None
@@ -130,7 +128,7 @@ def _publish(built: Artifact, entry: Path) -> Artifact:
     if os.path.lexists(entry):
         if found := look(entry):  # built meanwhile: someone has removed the lock file
             return found
-        damaged = entry.with_name(f"{built.directory.parent.name}.damaged")
+        damaged = entry.with_name(f"{built.directory.name}.damaged")
         entry.rename(damaged)  # inside its folder: more may not be allowed
         remove(damaged)
     built.directory.rename(entry)
@@ -154,7 +152,7 @@ def _try_writing(folder: Path) -> None:
 
 def _with_log(error: BuildError, temporary: Path, kept: Path) -> BuildError:
     """The error, its build's log moved to a place that outlives the build."""
-    log = temporary / "artifact/build.log"
+    log = temporary / compiler.LOG
     try:
         make_directory(kept.parent)
         log.replace(kept)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fa3gen.errors import InputError, ToolchainError
+from fa3gen.errors import ToolchainError
 from fa3gen.jit import steps
-from fa3gen.jit.entries import cache_directory, open_cache
+from fa3gen.jit.entries import open_cache
 from fa3gen.jit.toolchain import (
     CUTLASS,
     TORCH,
@@ -190,12 +190,10 @@ def _cache() -> str:
         root = open_cache()
         with tempfile.TemporaryFile(dir=root):
             pass
-    except InputError as error:
-        raise ToolchainError(str(error)) from error
     except OSError as error:
         raise ToolchainError(
-            f"{cache_directory()} cannot be used ({error}): kernels are built anew in each "
-            "process; set FA3GEN_CACHE_DIR to a directory of your own"
+            f"cannot be used ({error}): kernels are built anew in each process; set "
+            "FA3GEN_CACHE_DIR to a directory of your own"
         ) from error
     return str(root)
 

@@ -18,6 +18,7 @@ Environment: ``FA3GEN_CACHE_DIR`` replaces the user's cache directory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -57,15 +58,23 @@ _TRIES = 20  # a compiler that outlives a killed build may still write where its
 
 
 def cache_directory() -> Path:
-    """Where built kernels are kept; it may not exist yet. Raises InputError for a bad override."""
-    if override := os.environ.get("FA3GEN_CACHE_DIR"):
-        try:
-            return Path(override).expanduser()
-        except RuntimeError as error:
-            raise InputError(f"FA3GEN_CACHE_DIR={override}: {error}") from error
-    import platformdirs
+    """Where built kernels are kept; it may not exist yet.
 
-    return platformdirs.user_cache_path("fa3gen", appauthor=False)
+    Raises FileNotFoundError where it would be in a home directory and there is none.
+    """
+    override = os.environ.get("FA3GEN_CACHE_DIR")
+    try:
+        if override:
+            return Path(override).expanduser()
+        import platformdirs
+
+        found = platformdirs.user_cache_path("fa3gen", appauthor=False)
+    except RuntimeError as error:
+        message = f"FA3GEN_CACHE_DIR={override}: {error}" if override else str(error)
+        raise FileNotFoundError(errno.ENOENT, message) from error
+    if found.parts[0] == "~":  # as older releases of platformdirs say it
+        raise FileNotFoundError(errno.ENOENT, "could not determine the home directory")
+    return found
 
 
 def open_cache() -> Path:
@@ -137,7 +146,8 @@ def look(entry: Path) -> Artifact | None:
     except InputError:
         return None
     except UntrustedError as error:
-        warnings.warn(f"{error}; {entry.name} is built again", RuntimeWarning, stacklevel=2)
+        message = f"{error}; {entry.name} is built again"
+        warnings.warn(message, RuntimeWarning, stacklevel=1)  # from one place, so that it is one
         return None
     return artifact
 

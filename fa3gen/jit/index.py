@@ -126,7 +126,7 @@ def find(root: Path, key: str) -> Artifact | None:
 
 def record(root: Path, key: str, artifact: Artifact) -> None:
     """Notes under ``key`` a kernel of the opened cache ``root``, where that can be written."""
-    if artifact.directory.parent == root:
+    if artifact.directory.parent == root and find(root, key) != artifact:
         record = {"entry": artifact.directory.name, "key": key}
         write_whole(_place(root, key), json.dumps(record))
 

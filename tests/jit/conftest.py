@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from standin import META, standin_source
 
+from fa3gen.jit import aside, index
+from fa3gen.jit.cache import build_cached
 from fa3gen.jit.toolchain import Toolchain, find_ninja
+from fa3gen.runtime.artifact import Artifact
 
+KEY = "cd" * 32  # in the index
 LOG = """\
 ptxas info    : Compiling entry function 'standin_kernel' for 'sm_90a'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
@@ -69,3 +74,29 @@ def scripted(tmp_path: Path) -> ScriptedToolchain:
     folder = tmp_path / "tool $chain"  # a blank and a dollar, to be quoted
     folder.mkdir()
     return ScriptedToolchain(folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the cache is; nothing is there yet."""
+    root = tmp_path / "cache"
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(root))
+    monkeypatch.setattr(aside, "_built", {})  # another test may have built the same
+    return root
+
+
+@pytest.fixture
+def entry(scripted: ScriptedToolchain, root: Path) -> Artifact:
+    """A kernel in the cache, which the index names."""
+    artifact = build_cached(standin_source(), toolchain=scripted.toolchain)
+    index.record(root, KEY, artifact)
+    return artifact
+
+
+def rebuilt(scripted: ScriptedToolchain) -> Artifact:
+    """The kernel once more; it must be the right one."""
+    artifact = build_cached(standin_source(), toolchain=scripted.toolchain)
+    artifact.verify_library()
+    assert artifact.op_name == META.op_name
+    assert artifact.library_path.read_bytes() == b"made\n"
+    return artifact

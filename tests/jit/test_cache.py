@@ -16,19 +16,13 @@ from conftest import LOG, ScriptedToolchain
 from standin import META, standin_source
 
 from fa3gen.errors import BuildError
-from fa3gen.jit import aside, cache
+from fa3gen.jit import cache
 from fa3gen.jit.cache import build_cached, build_key
 from fa3gen.jit.entries import cache_directory, look
 from fa3gen.jit.inventory import clear, take_stock
 from fa3gen.paths import INCLUDE
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "cache"
-    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(root))
-    monkeypatch.setattr(aside, "_built", {})  # another test may have built the same
-    return root
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def test_directory_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,10 +129,7 @@ from fa3gen.jit.cache import build_cached
 
 scripted = ScriptedToolchain.__new__(ScriptedToolchain)  # its scripts are written already
 scripted.folder = Path(sys.argv[1])
-lines = []
-artifact = build_cached(standin_source(), toolchain=scripted.toolchain, progress=lines.append)
-print(artifact.directory)
-print(any("another process" in line for line in lines))
+print(build_cached(standin_source(), toolchain=scripted.toolchain).directory)
 """
 
 
@@ -162,20 +153,8 @@ def wait_for(condition, what: str) -> None:
         time.sleep(0.02)
 
 
-def test_two_racing_processes_build_once(scripted, root: Path) -> None:
-    scripted.script("nvcc", LOG, seconds=1.5)
-    racers = [start_build(scripted) for _ in range(2)]
-    answers = [racer.communicate(timeout=60) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0], answers
-    lines = [out.split() for out, _ in answers]
-    assert lines[0][0] == lines[1][0]
-    assert {line[1] for line in lines} == {"True", "False"}, "one has waited, and said so"
-    assert sum(call.startswith("nvcc") for call in scripted.calls) == 1
-    assert look(Path(lines[0][0])) is not None
-
-
 def test_a_killed_build_is_built_again(scripted, root: Path) -> None:
-    scripted.script("nvcc", LOG, seconds=2)
+    scripted.script("nvcc", LOG, seconds=1)
     victim = start_build(scripted)
     wait_for(lambda: any(call.startswith("nvcc") for call in scripted.calls), "start of nvcc")
     victim.send_signal(signal.SIGKILL)
@@ -186,7 +165,7 @@ def test_a_killed_build_is_built_again(scripted, root: Path) -> None:
     scripted.script("nvcc", LOG)
     artifact = build_cached(standin_source(), toolchain=scripted.toolchain)
     assert not list(root.glob(".building-*"))
-    time.sleep(2.5)  # the compiler that the killed build had started ends too
+    time.sleep(1.2)  # the compiler that the killed build had started ends too
     assert look(artifact.directory) == artifact
     assert not list(root.glob(".building-*"))
 
@@ -263,4 +242,4 @@ def test_clear_leaves_a_build_alone(scripted, root: Path) -> None:
     assert [name.split("-")[0] for name in busy] == [META.op_name]
     out, err = builder.communicate(timeout=60)
     assert builder.returncode == 0, err
-    assert look(Path(out.split()[0])) is not None
+    assert look(Path(out.strip())) is not None

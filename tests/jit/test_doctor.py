@@ -100,6 +100,17 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "set FA3GEN_CACHE_DIR" in found.detail
 
 
+def test_a_cache_that_others_can_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(tmp_path / "cache"))
+    assert doctor._cache() == str(tmp_path / "cache")
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(ToolchainError, match="must not be writable by group or others"):
+        doctor._cache()
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", "~nobody-of-this-name")
+    with pytest.raises(ToolchainError, match="~nobody-of-this-name"):
+        doctor._cache()
+
+
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_HOST_TRIAL", "#include <no/such/header.h>\n")
     try:

@@ -126,13 +126,8 @@ def test_key_covers_spec_and_toolchain(scripted: ScriptedToolchain) -> None:
     assert len(keys) == 3
 
 
+@pytest.mark.usefixtures("root")
 class TestEntries:
-    @pytest.fixture(autouse=True)
-    def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        root = tmp_path / "cache"
-        monkeypatch.setenv("FA3GEN_CACHE_DIR", str(root))
-        return root
-
     def test_recorded_and_found(self, scripted: ScriptedToolchain, root: Path) -> None:
         artifact = build_cached(standin_source(), toolchain=scripted.toolchain)
         key = "0123" * 16

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from owners import give_away
 from test_toolchain import make_nvcc
 
 from fa3gen.jit import known
@@ -72,12 +73,48 @@ def test_another_choice_is_another_question(
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"stamps": [], "toolchain": {}}', "[1]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"stamps": [], "toolchain": {}}', "[1]", "[" * 99_999])
 def test_a_damaged_record_is_found_anew(tmp_path: Path, found: list[Toolchain], text: str) -> None:
     known_toolchain(tmp_path)
     (record,) = (tmp_path / "index").glob("toolchain-*.json")
     record.write_text(text)
     known_toolchain(tmp_path)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "link", "owner"])
+def test_a_record_that_others_can_write_is_not_believed(
+    tmp_path: Path, found: list[Toolchain], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names programs that are executed."""
+    known_toolchain(tmp_path)
+    (record,) = (tmp_path / "index").glob("toolchain-*.json")
+    if what == "file":
+        record.chmod(0o666)
+    elif what == "folder":
+        record.parent.chmod(0o777)
+    elif what == "link":
+        record.rename(tmp_path / "record.json")
+        record.symlink_to(tmp_path / "record.json")
+    else:
+        give_away(record, monkeypatch)
+    known_toolchain(tmp_path)
+    assert len(found) == 2
+
+
+def test_a_record_is_compared_for_equality_only(
+    tmp_path: Path, home: Path, found: list[Toolchain]
+) -> None:
+    """Times ahead of the clock, or before all times, are times like others."""
+    for index, moment in enumerate((4_000_000_000, 0, 1_000_000_000)):
+        os.utime(home / "bin/nvcc", (moment, moment))
+        known_toolchain(tmp_path)
+        known_toolchain(tmp_path)
+        assert len(found) == index + 1
+
+
+def test_no_cache(found: list[Toolchain]) -> None:
+    assert known_toolchain(None) == known_toolchain(None)
     assert len(found) == 2
 
 

@@ -23,6 +23,7 @@ def folder(tmp_path: Path) -> Path:
 def test_our_own_is_trusted(folder: Path) -> None:
     check_directory(folder)
     (folder / "file").write_text("")
+    (folder / "file").chmod(0o644)
     check(folder / "file")
     check(folder)
 

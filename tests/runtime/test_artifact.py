@@ -113,6 +113,40 @@ def test_library_stays_inside(artifact: Artifact) -> None:
         Artifact.read(artifact.directory)
 
 
+@pytest.mark.parametrize("library", ["..", "", "a/b", "a\0b", "\ud800", 7, None])
+def test_library_has_a_plain_name(artifact: Artifact, library: object) -> None:
+    edit(artifact, library=library)
+    with pytest.raises(InputError, match="library must be"):
+        Artifact.read(artifact.directory)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bf17"},
+        {"dtype": []},
+        {"op_name": 7},
+        {"listed": "no"},
+        {"head_dim_qk": True},
+        {"build_seconds": "long"},
+        {"kernels": []},
+        {"kernels": [7]},
+    ],
+    ids=str,
+)
+def test_values_of_other_types(artifact: Artifact, changes: dict[str, Any]) -> None:
+    edit(artifact, **changes)
+    with pytest.raises(InputError, match=f"{artifact.directory}.*{next(iter(changes))}|keys"):
+        Artifact.read(artifact.directory)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"7", b""], ids=len)
+def test_what_is_no_manifest(artifact: Artifact, text: bytes) -> None:
+    (artifact.directory / "artifact.json").write_bytes(text)
+    with pytest.raises(InputError, match=str(artifact.directory)):
+        Artifact.read(artifact.directory)
+
+
 def test_replaced_library(artifact: Artifact) -> None:
     artifact.library_path.write_bytes(b"another")
     with pytest.raises(InputError, match=r"sha256 must be .* build it again"):
@@ -121,6 +155,13 @@ def test_replaced_library(artifact: Artifact) -> None:
 
 def test_missing_library(artifact: Artifact) -> None:
     artifact.library_path.unlink()
+    with pytest.raises(InputError, match="library is missing"):
+        artifact.verify_library()
+
+
+def test_library_that_is_a_pipe(artifact: Artifact) -> None:
+    artifact.library_path.unlink()
+    os.mkfifo(artifact.library_path)
     with pytest.raises(InputError, match="library is missing"):
         artifact.verify_library()
 
@@ -182,6 +223,57 @@ print(counter.get_total_flops(), late)
     shown = run_python(program, str(standin_artifact.directory))
     assert shown.startswith(f"{4 * 3 * 2 * 2 * 128} ")
     assert "on CUDA and the interpreter" in shown
+
+
+def test_a_library_that_cannot_be_loaded_leaves_the_op_as_it_was(
+    standin_artifact: Artifact, tmp_path: Path
+) -> None:
+    """Neither one of another op, which would end the process, nor one that is no library."""
+    folders = [tmp_path / name for name in ("swapped", "garbage", "gone")]
+    for folder in folders:
+        shutil.copytree(standin_artifact.directory, folder)
+    made = [Artifact.read(folder) for folder in folders]
+    edit(made[0], op_name="another_00000001")
+    made[1].library_path.write_bytes(f"{made[1].op_name}(".encode())
+    edit(made[1], library_sha256=file_sha256(made[1].library_path))
+    program = """
+import sys
+import torch
+from fa3gen.errors import InputError
+from fa3gen.runtime.artifact import Artifact
+from fa3gen.runtime.attention import Attention, load
+from fa3gen.runtime.op import register_interpreted
+
+def refused(folder):
+    try:
+        load(folder)
+    except InputError as error:
+        return str(error)
+
+def interpret(q, k, v, scale):
+    return q * scale, q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+
+good, swapped, garbage, gone = sys.argv[1:]
+op = Attention(register_interpreted(Artifact.read(good), interpret))
+q = torch.ones(1, 2, 3, 128, dtype=torch.bfloat16)
+expected = op(q, q, q, scale=2.0)
+print(refused(garbage))
+assert torch.equal(op(q, q, q, scale=2.0), expected)
+verify = Artifact.verify_op
+Artifact.verify_op = lambda artifact: (verify(artifact), artifact.library_path.unlink())
+print(refused(gone))
+Artifact.verify_op = verify
+assert torch.equal(op(q, q, q, scale=2.0), expected)
+load(good)
+assert torch.equal(op(q, q, q, scale=2.0), expected)
+print(refused(swapped))
+"""
+    shown = run_python(program, str(standin_artifact.directory), *map(str, folders))
+    garbage, gone, swapped = shown.splitlines()
+    assert "cannot be loaded" in garbage
+    assert "build it again" in garbage
+    assert "No such file" in gone
+    assert "must define the op another_00000001" in swapped
 
 
 def test_flops_are_counted_by_a_counter_that_comes_later(standin_artifact: Artifact) -> None:
