@@ -11,8 +11,8 @@ Inputs that reach new code are kept in the first folder; one that fails is writt
 ``crash-...``, ``timeout-...`` or ``oom-...`` and replayed by naming it instead of the folders. An
 input is refused with an error of fa3gen's own or becomes a kernel, within 5 seconds of processor
 time and 1 GiB; every ``FA3GEN_FUZZ_STEPS``-th valid one (default 8) takes all steps, the others end
-with their canonical form and key bounds. To keep what a run has found: ``-merge=1 -max_len=600``
-into the corpus, which tests/fuzz/test_corpus.py replays.
+with their canonical form and key bounds. What is worth keeping is copied into the corpus, which
+tests/fuzz/test_corpus.py replays.
 """
 
 from __future__ import annotations
