@@ -68,13 +68,13 @@ class SpecError(UserError, ValueError):
     def _message(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
         text = f"{place}: " if place else ""
-        text += f"{self.key}: " if self.key else ""
+        text += f"{_shortened(self.key)}: " if self.key else ""
         text += self.rule
         if self.value is not None:
             text += f" (got {self.value!r})"
         if self.remedy:
             text += f"; {self.remedy}"
-        return text
+        return _printable(text)
 
     def at(self, file: str | None, line: int | None) -> SpecError:
         """The same error with its place filled in."""
@@ -86,6 +86,17 @@ class SpecError(UserError, ValueError):
             file=self.file or file,
             line=self.line or line,
         )
+
+
+def _shortened(key: str) -> str:
+    return key if len(key) <= 100 else key[:97] + "..."
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for what would steer a terminal or hide in it."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 class ScheduleError(UserError, ValueError):

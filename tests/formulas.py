@@ -92,6 +92,9 @@ SCORES = [
     "score + w0 * (k - q) - alpha",
     "score + lut[where(key[h] <= 0.25, h, 2)]",
     "where(score < where(k < q, key[k], 0.5), score, -inf)",
+    "score * 2 ** h",  # an integer to sympy, and none to kernels
+    "score + lut[floor(key[k] * 2) + 1] + grid[floor(alpha), q - 1]",
+    "score + floor(score * 3) // 2",
 ]
 
 MASKS = [

@@ -15,6 +15,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 
 from fa3gen.errors import RenderError
+from fa3gen.ir.integral import is_exact, is_integral
 from fa3gen.schedule.integers import summands
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 
@@ -103,14 +104,18 @@ def _print(expr: sympy.Basic, name: Names) -> tuple[str, int]:
         return " * ".join([at(expr.base, _PRODUCT + 1)] * int(expr.exp)), _PRODUCT
     if isinstance(expr, Where):
         yes, no = (at(part, _OR) for part in expr.args[1:])
-        exact = _is_exact(expr.args[0])
+        exact = is_exact(expr.args[0])
         condition = at(expr.args[0], _OR) if exact else _condition(expr.args[0], name)
         return f"{condition} ? {yes} : {no}", _CONDITIONAL
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
 
 
 def _lookup(expr: AppliedUndef, name: Names) -> tuple[str, int]:
-    return name.lookup(expr, [_print(index, name)[0] for index in expr.args]), _ATOM
+    return name.lookup(expr, [_index(index, name) for index in expr.args]), _ATOM
+
+
+def _index(expr: sympy.Basic, name: Names) -> str:
+    return _print(expr, name)[0] if is_integral(expr) else f"int({_real(expr, name)[0]})"
 
 
 def _integer(value: int) -> tuple[str, int]:
@@ -173,11 +178,8 @@ _UNARY_CALLS: dict[type[sympy.Basic], str] = {
     sympy.log: "fa3gen::log_approx",
     sympy.Abs: "fabsf",
     sympy.floor: "floorf",
+    sympy.ceiling: "ceilf",
 }
-_INTEGRAL = (
-    *(sympy.Symbol, sympy.Integer, sympy.Add, sympy.Mul, sympy.Min, sympy.Max, sympy.Abs),
-    *(FloorDiv, FloorMod, AppliedUndef),
-)
 
 
 def print_cpp_real(expr: sympy.Basic, names: Names = _SAME) -> str:
@@ -191,17 +193,6 @@ def print_cpp_condition(expr: sympy.Basic, names: Names = _SAME) -> str:
     return _condition(expr, names)
 
 
-def _is_integral(expr: sympy.Basic) -> bool:
-    """Whether it is an integer, made of integers."""
-    if not expr.is_integer:
-        return False
-    if isinstance(expr, Where):
-        return _is_exact(expr.args[0]) and all(map(_is_integral, expr.args[1:]))
-    if expr.is_Pow:
-        return bool(expr.exp.is_Integer and expr.exp > 0) and _is_integral(expr.base)
-    return isinstance(expr, _INTEGRAL) and all(map(_is_integral, expr.args))
-
-
 def _real(expr: sympy.Basic, name: Names) -> tuple[str, int]:
     def at(part: sympy.Basic, least: int) -> str:
         text, precedence = _real(part, name)
@@ -209,7 +200,7 @@ def _real(expr: sympy.Basic, name: Names) -> tuple[str, int]:
 
     if expr.is_Number:
         return _literal(expr)
-    if _is_integral(expr) and _is_small(expr):
+    if is_integral(expr) and _is_small(expr):
         return f"float({_print(expr, name)[0]})", _ATOM
     if isinstance(expr, sympy.Symbol):
         return name.symbol(expr.name), _ATOM
@@ -232,6 +223,8 @@ def _real(expr: sympy.Basic, name: Names) -> tuple[str, int]:
     if isinstance(expr, FloorMod):
         dividend, divisor = (at(part, _CONDITIONAL) for part in expr.args)
         return f"fa3gen::floor_mod({dividend}, {divisor})", _ATOM
+    if isinstance(expr, FloorDiv):
+        return f"floorf({at(expr.args[0], _PRODUCT)} / {at(expr.args[1], _PRODUCT + 1)})", _ATOM
     if isinstance(expr, Where):
         condition, yes, no = expr.args
         return f"{_condition(condition, name)} ? {at(yes, _OR)} : {at(no, _OR)}", _CONDITIONAL
@@ -239,7 +232,7 @@ def _real(expr: sympy.Basic, name: Names) -> tuple[str, int]:
 
 
 def _condition(expr: sympy.Basic, name: Names) -> str:
-    if _is_exact(expr):
+    if is_exact(expr):
         return f"({_print(expr, name)[0]})"
     if isinstance(expr, (sympy.And, sympy.Or)):
         joiner = " && " if isinstance(expr, sympy.And) else " || "
@@ -249,13 +242,6 @@ def _condition(expr: sympy.Basic, name: Names) -> str:
         left, right = (text if level > _COMPARE else f"({text})" for text, level in sides)
         return f"({left} {_RELATIONS[type(expr)][0]} {right})"
     raise RenderError(f"no C++ form of {type(expr).__name__}: {expr}")
-
-
-def _is_exact(expr: sympy.Basic) -> bool:
-    """Whether a condition compares integers alone."""
-    if isinstance(expr, (sympy.And, sympy.Or)):
-        return all(map(_is_exact, expr.args))
-    return not expr.args or all(map(_is_integral, expr.args))
 
 
 def _is_small(expr: sympy.Basic) -> bool:
@@ -276,7 +262,7 @@ def _literal(number: sympy.Basic) -> tuple[str, int]:
 
 def _real_sum(expr: sympy.Add, at: Callable[[sympy.Basic, int], str]) -> str:
     """Terms with their signs; multiples of integers together, under their common factor."""
-    whole = [t for t in expr.args if t.free_symbols and _is_integral(t.as_coeff_Mul()[1])]
+    whole = [t for t in expr.args if t.free_symbols and is_integral(t.as_coeff_Mul()[1])]
     terms = [term for term in summands(expr) if term not in whole]
     if whole:
         terms.append(sympy.factor_terms(sympy.Add(*whole)))

@@ -12,6 +12,7 @@ from fa3gen.codegen.cpp import print_cpp
 from fa3gen.codegen.elements import ElementsView, FieldView, KernelNames, elements_view
 from fa3gen.codegen.source import VariantMeta
 from fa3gen.inputs import by_key
+from fa3gen.ir.integral import is_integral
 from fa3gen.ir.staging import Rate, rate_of, stage_mask
 from fa3gen.schedule.program import Program
 from fa3gen.schedule.ranges import KeyBounds, list_axes
@@ -119,7 +120,7 @@ class _Spans:
     def _span(self, expr: Any) -> Any:
         if isinstance(expr, AppliedUndef):
             return self._looked_up(expr)
-        if not expr.is_integer or not isinstance(expr, _ARITHMETIC):
+        if not (is_integral(expr) and isinstance(expr, _ARITHMETIC)):
             raise _NoSpanError
         if isinstance(expr, (FloorDiv, FloorMod)):
             divisor = expr.args[1]

@@ -37,8 +37,9 @@ class BiasTile:
     @property
     def heads(self) -> tuple[Any, Any]:
         """The indices before row and key, outermost first; 0 where there are fewer."""
-        first, second, *_ = (0, 0, *self.lookup.args[:-2])[-2:]
-        return sympy.sympify(first), sympy.sympify(second)
+        zero = sympy.Integer(0)
+        first, second = (zero, zero, *self.lookup.args[:-2])[-2:]
+        return first, second
 
 
 def kernel_score(spec: AttentionSpec) -> tuple[ScoreForm, BiasTile | None]:

@@ -17,6 +17,7 @@ from exact integer differences of positions, however long the sequence.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import sympy
 from sympy.core.function import AppliedUndef
 
+from fa3gen.ir.integral import is_exact, is_integral
 from fa3gen.ir.score import LOG2E, PRODUCT, SCALE_LOG2, ScoreForm
 from fa3gen.spec import symbols
 from fa3gen.spec.sums import expanded
@@ -86,6 +88,7 @@ def rate_of(expr: Any) -> Rate:
     return Rate.ROW if rows else Rate.COLUMN if keys else Rate.WORK
 
 
+@functools.lru_cache(maxsize=64)  # asked for with every tile that may be chosen
 def stage_score(form: ScoreForm, by_key: frozenset[str] = frozenset()) -> Staged:
     """The parts of a score formula; ``by_key``: inputs that lie in memory key by key."""
     factor, core, bias = form.exponent
@@ -98,6 +101,7 @@ def stage_score(form: ScoreForm, by_key: frozenset[str] = frozenset()) -> Staged
     return Staged(tuple(stager.parts), value, factor, rest, base)
 
 
+@functools.lru_cache(maxsize=64)
 def stage_mask(keep: Any, by_key: frozenset[str] = frozenset()) -> Staged:
     """The parts of a mask; its value is a condition."""
     stager = _Stager(by_key)
@@ -125,7 +129,7 @@ class _Stager:
         if (rate, expr) not in self.known:
             inner = self._within(expr, rate)
             count = sum(part.rate is rate for part in self.parts)
-            kind = {"integer": True} if expr.is_integer else {"real": True}
+            kind = {"integer": True} if is_integral(expr) else {"real": True}
             symbol = sympy.Symbol(f"_{_PREFIX[rate]}{count}", **kind)  # no input is called so
             self.parts.append(Part(symbol, rate, inner))
             self.known[rate, expr] = symbol
@@ -180,7 +184,9 @@ class _Stager:
             return Where(self.condition(condition), self.real(yes), self.real(no))
         if self._is_pair(expr):
             return self.part(expr, Rate.PAIR)
-        if isinstance(expr, (FloorDiv, AppliedUndef)) or _is_whole(expr, FloorMod):
+        if isinstance(expr, AppliedUndef):
+            return expr.func(*map(self.integer, expr.args))
+        if isinstance(expr, (FloorDiv, FloorMod)) and is_integral(expr):
             return self.integer(expr)
         return expr.func(*map(self.real, expr.args)) if expr.args else expr
 
@@ -235,6 +241,8 @@ class _Stager:
     def integer(self, expr: Any) -> Any:
         """An integer expression: an index, a side of an exact comparison."""
         rate = rate_of(expr)
+        if not is_integral(expr):
+            return self.real(expr)
         if rate is not Rate.ELEMENT and not _is_cheap(expr):
             return self.part(expr, rate)
         if self._is_pair(expr):
@@ -257,8 +265,7 @@ class _Stager:
             return expr.func(*map(self.condition, expr.args))
         if not expr.args:
             return expr
-        exact = all(side.is_integer for side in expr.args)
-        take = self.integer if exact else self.real
+        take = self.integer if is_exact(expr) else self.real
         return expr.func(*map(take, expr.args))
 
 
@@ -284,10 +291,6 @@ def _is_cheap(expr: Any) -> bool:
 
 
 _POSITIONS = frozenset(symbols.INDICES.values())
-
-
-def _is_whole(expr: Any, kind: type[Any]) -> bool:
-    return isinstance(expr, kind) and all(arg.is_integer for arg in expr.args)
 
 
 def _step(term: Any) -> Any | None:

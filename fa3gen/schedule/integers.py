@@ -19,6 +19,7 @@ from typing import Any
 import sympy
 from sympy.core.function import AppliedUndef
 
+from fa3gen.ir.integral import is_integral
 from fa3gen.spec.sums import expanded
 from fa3gen.spec.symbols import FloorDiv, FloorMod, Where
 from fa3gen.spec.symbols import k as K
@@ -77,14 +78,13 @@ _POSITIONS = frozenset({Q, Q_FIRST, Q_LAST, K, ROW, SEQLEN_Q, SEQLEN_K})
 def is_shared(term: Any) -> bool:
     """Whether a term is an integer that a work tile shares: a head, an input, what is chosen or
     looked up among them. Products of such may leave int32, and are none."""
-    if not term.is_integer or term.is_Mul or term.is_Add:
+    if not is_integral(term) or term.is_Mul or term.is_Add:
         return False
     if not (term.free_symbols or term.atoms(AppliedUndef)):
         return False
     parts = list(sympy.preorder_traversal(term))
     products = [p for p in parts if p.is_Pow or (p.is_Mul and not p.args[0].is_Integer)]
-    known = all(symbol.is_integer for symbol in term.free_symbols)
-    return known and not (term.free_symbols & _POSITIONS or products)
+    return not (term.free_symbols & _POSITIONS or products)
 
 
 def is_integer_form(expr: Any) -> bool:

@@ -26,6 +26,8 @@ from fa3gen.spec.model import Maxima
 
 __all__ = ["emitted", "plan_loop", "steady_step"]
 
+_LONGEST = 2048  # units of the grid: a longer step is its formula's, and no order makes it shorter
+
 
 def plan_loop(schedule: Schedule) -> Schedule:
     """Solve the steady loop, and take from it what the knobs leave open."""
@@ -75,12 +77,13 @@ def steady_step(schedule: Schedule) -> Step | None:
         stages_v=tiling.stages,
         second=TWO_SCORES_REGISTERS,
     )
-    return make_step(
+    step = make_step(
         schedule.graph,
         budget,
         loop_rates(tiling.maxima),
         patterns=_patterns(schedule),
     )
+    return step if step.least_interval() <= _LONGEST else None
 
 
 def _patterns(schedule: Schedule) -> tuple[int, ...]:

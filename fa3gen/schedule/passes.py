@@ -25,13 +25,14 @@ from fa3gen import debug
 from fa3gen.errors import ScheduleError, UnsupportedError
 from fa3gen.ir import build_forward
 from fa3gen.ir.build import check_supported
+from fa3gen.ir.int32 import check_int32
 from fa3gen.schedule import tuned
 from fa3gen.schedule.loop import plan_loop
 from fa3gen.schedule.lower import lower
 from fa3gen.schedule.memory import plan_memory, plan_registers
 from fa3gen.schedule.place import place
 from fa3gen.schedule.program import Program
-from fa3gen.schedule.ranges import key_bounds
+from fa3gen.schedule.ranges import key_bounds, row_keys
 from fa3gen.schedule.schedule import Schedule
 from fa3gen.schedule.tiles import choose_tiling
 from fa3gen.spec import AttentionSpec
@@ -81,6 +82,9 @@ def start_plan(
 ) -> tuple[Schedule, ...]:
     """What the passes of ``make_plan`` start from; the spec of each has its kernel's knobs."""
     check_supported(spec)
+    if row_keys(spec.mask_expr) is None:  # told element by element
+        check_int32(spec.mask_expr, "mask")
+    check_int32(spec.score_expr, "score")
     if spec.schedule == ScheduleKnobs() and (kernels := tuned.find(spec, gpu, tables)):
         # What fits one head dim of a class need not fit all: then nothing was measured.
         with contextlib.suppress(ScheduleError, UnsupportedError):

@@ -50,6 +50,7 @@ __all__ = ["solve"]
 
 _DEPTH = 4  # most stages of an operation after its Q K^T
 _EFFORT = 0.5  # deterministic seconds of a solve, after which its best answer stands
+_SEARCH = 1.0  # of all, after which the least interval found stands
 _FOUND = (cp_model.OPTIMAL, cp_model.FEASIBLE)
 
 
@@ -254,12 +255,13 @@ def _search(step: Step) -> tuple[_Loop, cp_model.CpSolver, bool]:
     """The least interval, by doubled strides from the lower bound and then by halves, and the best
     answer there; whether it is proved."""
     low = high = step.least_interval()
-    stride, proved, found = 1, True, None
-    while found is None or low < high:
+    stride, proved, found, spent = 1, True, None, 0.0
+    while found is None or (low < high and spent < _SEARCH):
         tried = (low + high) // 2 if found else high
         loop = _Loop(step, tried)
         status, solver = loop.solve()
         assert status != cp_model.MODEL_INVALID, loop.model.validate()
+        spent += solver.response_proto.deterministic_time
         if status in _FOUND:
             high, found = tried, (loop, solver)
         else:
@@ -269,7 +271,8 @@ def _search(step: Step) -> tuple[_Loop, cp_model.CpSolver, bool]:
     loop, solver = found
     loop.minimise(solver)
     status, better = loop.solve()
-    return loop, better if status in _FOUND else solver, proved and status == cp_model.OPTIMAL
+    proved = proved and low == high and status == cp_model.OPTIMAL
+    return loop, better if status in _FOUND else solver, proved
 
 
 def _answer(step: Step, loop: _Loop, solver: cp_model.CpSolver, proved: bool) -> ModuloSchedule:

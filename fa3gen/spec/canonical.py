@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import sympy
+from sympy.core.function import AppliedUndef
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
@@ -29,6 +30,11 @@ def canonical_text(expr: Any) -> str:
 
 class _CanonicalPrinter(StrPrinter):  # type: ignore[misc]
     """Prints relations as ``d <= 0``, ``d == 0``; never rebuilds, hence never re-evaluates."""
+
+    def _print(self, expr: Any, **hints: Any) -> str:
+        if isinstance(expr, AppliedUndef):  # whatever its name
+            return f"{expr.func.__name__}[{self.stringify(expr.args, ', ')}]"
+        return str(super()._print(expr, **hints))
 
     def _print_Relational(self, expr: Any) -> str:  # noqa: N802
         difference = expr.lhs - expr.rhs
@@ -56,9 +62,6 @@ class _CanonicalPrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_NegativeInfinity(self, expr: Any) -> str:  # noqa: N802
         return "-inf"
-
-    def _print_AppliedUndef(self, expr: Any) -> str:  # noqa: N802
-        return f"{expr.func.__name__}[{self.stringify(expr.args, ', ')}]"
 
     def _print_FloorDiv(self, expr: Any) -> str:  # noqa: N802
         return self._binary("//", expr)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from fa3gen.spec.operations import (
     unary,
     where,
 )
+from fa3gen.spec.rules import one_line
 from fa3gen.spec.symbols import (
     INDICES,
     FloorDiv,
@@ -79,6 +81,7 @@ __all__ = [
 
 _MAX_CHARS = 2000
 _MAX_DEPTH = 50
+_MAX_PARTS = 2000  # chained comparisons and conditions to choose by are there twice
 
 _FUNCTIONS = ("abs", "exp", "floor", "log", "max", "min", "sigmoid", "sqrt", "tanh", "where")
 _LEGAL = (
@@ -116,7 +119,7 @@ class _Parser:
 
     def __init__(self, key: str, text: str, inputs: Mapping[str, InputSpec]) -> None:
         self.key, self.inputs = key, inputs
-        self.text = re.sub(r"\s", " ", text.strip())  # one line, so that columns are places
+        self.text = one_line(text)
 
     def parse(self, kinds: set[Kind], wanted: str) -> Any:
         value = self.visit(self._tree())
@@ -198,6 +201,8 @@ class _Parser:
             ValueError,
         ) as error:
             self._refuse(node, f"sympy has no answer: {error}")
+        if _has_many_parts(expr):
+            self._refuse(node, f"a formula has at most {_MAX_PARTS} parts, written out")
         if kind is not Kind.BOOLEAN and expr.is_extended_real is False:
             self._refuse(node, "not a real number for any score")
         if kind is Kind.INTEGER and is_constant(expr) and abs(expr) > MAX_INTEGER:
@@ -316,3 +321,8 @@ class _Parser:
         if declared.shape != ("b", "k") or kind_of(declared) is not Kind.INTEGER:
             raise FormulaError(rule, f"declare {node.id}: {{shape: [b, k], dtype: int32}}", node)
         return table_input(node.id, declared.dtype)
+
+
+def _has_many_parts(expr: Any) -> bool:
+    parts = sympy.preorder_traversal(expr)
+    return next(itertools.islice(parts, _MAX_PARTS, None), None) is not None

@@ -188,5 +188,5 @@ def _scalar(loader: _Loader, node: yaml.Node, key: str) -> Any:
         raise SpecError(f"values are text, numbers and booleans, not {kind}", key=key, line=line)
     try:
         return loader.construct_object(node)
-    except (ValueError, KeyError):
+    except (ArithmeticError, KeyError, ValueError):
         raise SpecError(f"not a value of type {kind}", key=key, line=line) from None

@@ -26,7 +26,14 @@ from pydantic import (
 from fa3gen.dtypes import DType
 from fa3gen.errors import SpecError
 from fa3gen.inputs import MAX_INPUTS, InputMeta
-from fa3gen.spec.rules import check_input_name, check_name, check_string_keys, shortened, spec_error
+from fa3gen.spec.rules import (
+    check_input_name,
+    check_name,
+    check_string_keys,
+    one_line,
+    shortened,
+    spec_error,
+)
 
 __all__ = [
     "AttentionSpec",
@@ -271,10 +278,12 @@ def _formula_text(value: object) -> object:
     """YAML reads ``true`` and ``0`` as what they are; a formula is text."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > 128:
+        raise SpecError("a formula is text", value=shortened(value))
     return str(value) if isinstance(value, int | float) else value
 
 
-_Formula = Annotated[str, BeforeValidator(_formula_text), AfterValidator(str.strip)]
+_Formula = Annotated[str, BeforeValidator(_formula_text), AfterValidator(one_line)]
 _SIZE_SCHEMA = {"type": "integer", "minimum": 8, "maximum": 256, "multipleOf": 8}
 _HEAD_SCHEMA = {
     "type": "object",
@@ -364,8 +373,8 @@ class AttentionSpec(_Record):
             raise SpecError(
                 "the sink is a declared input of shape [h] and a floating-point type",
                 key="sink",
-                value=self.sink,
-                remedy=f"write inputs: {{{self.sink}: {{shape: [h], dtype: fp32}}}}",
+                value=shortened(self.sink),
+                remedy="write inputs: {sinks: {shape: [h], dtype: fp32}}, and sink: sinks",
             )
 
     @functools.cached_property

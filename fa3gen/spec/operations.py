@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MAX_INTEGER = 2**31 - 1
-_MAX_ARGUMENTS = 16
+_MAX_ARGUMENTS = 16  # sympy compares each pair
 
 _UNARY_FUNCTIONS = {"exp": sympy.exp, "log": sympy.log, "sqrt": sympy.sqrt, "tanh": sympy.tanh}
 _COMPARISONS = {
@@ -188,9 +188,7 @@ def function(name: str, values: list[Value]) -> tuple[Kind, Any]:
     kind = numbers(*values)
     exprs = [value.expr for value in values]
     if name in ("min", "max"):
-        if len(values) > _MAX_ARGUMENTS:  # sympy compares each pair
-            raise FormulaError(f"{name} takes at most {_MAX_ARGUMENTS} arguments")
-        return kind, (sympy.Min if name == "min" else sympy.Max)(*exprs)
+        return kind, _extreme(name, exprs)
     finite(*values)
     if name == "abs":
         # Of what may not be real, like log(score), sympy would take real and imaginary parts.
@@ -202,6 +200,14 @@ def function(name: str, values: list[Value]) -> tuple[Kind, Any]:
     if name == "sigmoid":
         return Kind.REAL, 1 / (1 + sympy.exp(-exprs[0]))
     return Kind.REAL, _UNARY_FUNCTIONS[name](exprs[0])
+
+
+def _extreme(name: str, exprs: list[Any]) -> Any:
+    """The least or greatest of numbers; those of a min in a min count as its own."""
+    join = sympy.Min if name == "min" else sympy.Max
+    if sum(len(expr.args) if isinstance(expr, join) else 1 for expr in exprs) > _MAX_ARGUMENTS:
+        raise FormulaError(f"{name} takes at most {_MAX_ARGUMENTS} arguments")
+    return join(*exprs)
 
 
 def _floor(expr: Any) -> Any:

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from fa3gen.errors import SpecError
 
-__all__ = ["check_input_name", "check_name", "check_string_keys", "shortened", "spec_error"]
+__all__ = [
+    "check_input_name",
+    "check_name",
+    "check_string_keys",
+    "one_line",
+    "shortened",
+    "spec_error",
+]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -39,6 +46,7 @@ _FORMULA_WORDS = _words(
 _CALL_WORDS = _words(
     "v o out lse scale return_lse self plan like batch heads heads_k"
 )  # arguments of the op
+_INCLUDE_GUARD = re.compile(r"[A-Z0-9_]+_(H|HH|HPP|CUH|INL)")  # CU_COMPLEX_H_ is CUDA's
 
 
 def check_name(name: str) -> str:
@@ -50,6 +58,12 @@ def check_input_name(name: str) -> str:
     """An input's name: it becomes a keyword argument, a name in formulas and a C++ identifier."""
     _identifier(name, _FORMULA_WORDS, "a word of the formula language")
     _identifier(name, _CALL_WORDS, "an argument of every attention op")
+    if _INCLUDE_GUARD.fullmatch(name):
+        raise SpecError(
+            "the name, with an underscore behind it, may be the include guard of a C++ header",
+            value=name,
+            remedy="write it in small letters",
+        )
     return _identifier(name, _CPP_KEYWORDS | set(keyword.kwlist), "a C++ or Python keyword")
 
 
@@ -63,6 +77,11 @@ def _identifier(name: str, reserved: frozenset[str] | set[str], why: str) -> str
     if name in reserved:
         raise SpecError(f"the name is {why}", value=name, remedy=f"write {name}_ or another name")
     return name
+
+
+def one_line(text: str) -> str:
+    """A formula's text as it may stand in a comment, its columns where they were."""
+    return re.sub(r"\s", " ", text, flags=re.ASCII).strip(" ")
 
 
 def check_string_keys(value: object) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
+from sympy.core.function import AppliedUndef, UndefinedFunction
+from sympy.printing.precedence import PRECEDENCE
 
 from fa3gen.dtypes import DType
 
@@ -187,9 +189,21 @@ def scalar_input(name: str, dtype: DType) -> Any:
     return sympy.Symbol(name, **_assumption(dtype))
 
 
+class _Lookup(AppliedUndef):  # type: ignore[misc]
+    """An element of an input, an instance of a class of the input's name.
+
+    sympy's printers choose by the names of classes, and an input may be called Float.
+    """
+
+    precedence = PRECEDENCE["Func"]
+
+    def _sympystr(self, printer: Any) -> str:
+        return str(printer._print_Function(self))
+
+
 def table_input(name: str, dtype: DType) -> Any:
     """The undefined function of an input with a shape: ``slopes[h]`` is ``slopes(h)``."""
-    return sympy.Function(name, **_assumption(dtype))
+    return UndefinedFunction(name, bases=(_Lookup,), **_assumption(dtype))
 
 
 def _assumption(dtype: DType) -> dict[str, bool]:
