@@ -27,7 +27,7 @@ from fa3gen.matrix.points import Point
 
 __all__ = ["FACTORS", "PointSet", "Unbuildable", "product", "read"]
 
-_BUILDS = 4  # that fail before a pair counts as impossible
+_BUILDS = 2  # that fail before a pair is tried with nothing else
 _STORED = Path(__file__).with_name("sets.json")
 
 FACTORS: Mapping[str, Factors] = {
@@ -39,26 +39,42 @@ FACTORS: Mapping[str, Factors] = {
 @dataclass(frozen=True)
 class Unbuildable:
     """What the scheduler allows and a build gate refuses, with its reason: ``points`` by their
-    keys, and ``pairs`` of which no point was built, though several were tried."""
+    keys, and ``pairs`` by their texts, of which no point could be built."""
 
     points: Mapping[str, str] = field(default_factory=dict)
     pairs: Mapping[str, str] = field(default_factory=dict)
 
     def with_points(self, refused: Mapping[str, str], good: Sequence[Point]) -> Unbuildable:
-        """The same with more points; ``good`` are built."""
-        points = {**self.points, **refused}
-        fine = {pair for point in good for pair in map(pair_text, pairs_of(point.chosen))}
-        tries: dict[str, list[str]] = {}
-        for key, reason in points.items():
-            for pair in map(pair_text, pairs_of(Point.parse(key).chosen)):
+        """The same with more points; ``good`` are built.
+
+        A pair is given up after some refusals, if the point with that pair and defaults, the
+        simplest there is, is among them or has no schedule.
+        """
+        points = Unbuildable(dict(sorted({**self.points, **refused}.items())))
+        pairs = dict(self.pairs)
+        for pair, reasons in points.doubtful(good).items():
+            simplest = Point.of(dict(pair))
+            if why := points.points.get(simplest.key) or refusal(simplest):
+                tries = f"{len(reasons)} kernels were built, and refused"
+                pairs[pair_text(pair)] = f"{tries}; without more choices: {why}"
+        return Unbuildable(points.points, dict(sorted(pairs.items())))
+
+    def knows(self, point: Point) -> bool:
+        """Whether a point cannot be built, or has no schedule at all."""
+        return point.key in self.points or bool(refusal(point))
+
+    def doubtful(self, good: Sequence[Point]) -> dict[Pair, list[str]]:
+        """Pairs of several of the points and of none that is good, with the reasons."""
+        fine = {pair for point in good for pair in pairs_of(point.chosen)}
+        tries: dict[Pair, list[str]] = {}
+        for key, reason in self.points.items():
+            for pair in pairs_of(Point.parse(key).chosen):
                 tries.setdefault(pair, []).append(reason)
-        given_up = {
-            pair: f"{len(reasons)} kernels were built, and refused: {reasons[-1]}"
+        return {
+            pair: reasons
             for pair, reasons in tries.items()
             if pair not in fine and len(reasons) >= _BUILDS
         }
-        pairs = {**self.pairs, **given_up}
-        return Unbuildable(dict(sorted(points.items())), dict(sorted(pairs.items())))
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,10 @@ class PointSet:
 
 def read(name: str) -> PointSet:
     """The set ``quick`` or ``full``."""
-    kept = json.loads(_STORED.read_text(encoding="utf-8"))[name]
+    return _point_set(json.loads(_STORED.read_text(encoding="utf-8"))[name])
+
+
+def _point_set(kept: Mapping[str, Any]) -> PointSet:
     points = tuple(Point.parse(key) for key in kept["points"])
     return PointSet(points, kept["impossible"], Unbuildable(**kept["unbuildable"]))
 
@@ -133,11 +152,16 @@ def search(factors: Factors, unbuildable: Unbuildable, given: Sequence[Point] = 
     return PointSet(tuple(map(Point.of, found.rows)), dict(sorted(impossible.items())), unbuildable)
 
 
-def built(factors: Factors, unbuildable: Unbuildable) -> PointSet:
-    """The same, of points that pass the build gates. Raises what a build raises beside."""
+def built(factors: Factors, known: PointSet) -> PointSet:
+    """The same, of points that pass the build gates; those that are ``known`` stay if they do.
+
+    Where several points of a pair do not, the simplest with it is tried. Raises what a build raises
+    beside.
+    """
     from fa3gen.builds import build_many
 
-    good: list[Point] = []
+    good = [point for point in known.points if not refusal(point)]
+    unbuildable = known.unbuildable
     while True:
         found = search(factors, unbuildable, good)
         refused: dict[str, str] = {}
@@ -150,6 +174,8 @@ def built(factors: Factors, unbuildable: Unbuildable) -> PointSet:
             return found
         good = [point for point in found.points if point.key not in refused]
         unbuildable = unbuildable.with_points(refused, good)
+        simplest = (Point.of(dict(pair)) for pair in unbuildable.doubtful(good))
+        good += [one for one in dict.fromkeys(simplest) if not unbuildable.knows(one)]
 
 
 def _log(line: str) -> None:
@@ -165,8 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kept = json.loads(_STORED.read_text(encoding="utf-8")) if _STORED.is_file() else {}
     for name in options.sets or FACTORS:
-        before = Unbuildable(**kept.get(name, {}).get("unbuildable", {}))
-        found = (built if options.build else search)(FACTORS[name], before)
+        before = _point_set(kept[name]) if name in kept else PointSet(())
+        if options.build:
+            found = built(FACTORS[name], before)
+        else:
+            found = search(FACTORS[name], before.unbuildable)
         print(f"{name}: {len(found.points)} points, {len(found.impossible)} impossible pairs")
         kept[name] = found.to_json()
     if options.write:

@@ -43,16 +43,27 @@ def test_full_is_small_enough_to_build() -> None:
     assert len(sets.read("full").points) <= 100
 
 
-def test_pairs_are_given_up_after_some_builds() -> None:
-    keys = [f"head_dim={dim},tile_n=176" for dim in ("64", "96", "256", "192x128")]
+def test_a_pair_is_given_up_if_its_simplest_point_is_refused() -> None:
+    pair = frozenset({("mask", "band"), ("tile_n", "176")})
     fine = [Point.parse("tile_n=176"), Point.parse("mask=band")]
-    some = sets.Unbuildable().with_points(dict.fromkeys(keys[:3], "spills"), fine)
-    assert some.pairs == {}
-    every = some.with_points({keys[3]: "spills"}, fine)
-    assert every.pairs == {}, "a kernel with tile_n=176 and each of the other values was built"
-    more = {f"head_dim={dim},tile_n=176,mask=band": "spills" for dim in ("64", "96", "256")}
-    assert every.with_points(more, fine).pairs == {}
-    more["tile_n=176,mask=band"] = "it spills"
-    assert every.with_points(more, fine).pairs == {
-        "mask=band tile_n=176": "4 kernels were built, and refused: it spills"
+    keys = [f"head_dim={dim},mask=band,tile_n=176" for dim in ("64", "96")]
+    once = sets.Unbuildable().with_points({keys[0]: "spills"}, fine)
+    assert pair not in once.doubtful(fine)
+    twice = once.with_points({keys[1]: "spills"}, fine)
+    assert list(twice.doubtful(fine)) == [pair]
+    assert twice.pairs == {}, "its simplest point was not tried"
+    simplest = Point.of(dict(pair))
+    assert not twice.knows(simplest)
+    assert twice.doubtful([*fine, simplest]) == {}
+    thrice = twice.with_points({simplest.key: "it spills"}, fine)
+    assert thrice.pairs == {
+        "mask=band tile_n=176": "3 kernels were built, and refused; without more choices: it spills"
     }
+
+
+def test_a_pair_is_given_up_if_its_simplest_point_has_no_schedule() -> None:
+    keys = [f"head_dim=256,tile_n=176,mask={mask}" for mask in ("band", "chunk")]
+    fine = [Point.parse("head_dim=256"), Point.parse("tile_n=176")]
+    found = sets.Unbuildable().with_points(dict.fromkeys(keys, "spills"), fine)
+    assert list(found.pairs) == ["head_dim=256 tile_n=176"]
+    assert "tile 64x176 does not fit" in found.pairs["head_dim=256 tile_n=176"]
