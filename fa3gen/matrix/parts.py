@@ -86,27 +86,34 @@ def write_parts(
     part_bytes: int,
 ) -> list[Path]:
     """Writes built points as parts ``part-1``, ``part-2`` ... of at most so many bytes each."""
-    from fa3gen.bundle import build_bundle
+    from fa3gen.bundle import Variant, write_bundle
+    from fa3gen.spec import AttentionSpec
 
     written = []
     for count, some in enumerate(_split(points, part_bytes), 1):
         folder = directory / f"part-{count}"
-        folder.mkdir(parents=True)
-        build_bundle([point.spec() for point in some], folder / _BUNDLE)
-        _Part(folder, what, {point.name: point.key for point in some}, impossible).write()
+        (folder / _BUNDLE).mkdir(parents=True)
+        specs = (AttentionSpec(**point.spec()) for point, _ in some)
+        variants = [
+            Variant(spec.canonical(), built) for spec, (_, built) in zip(specs, some, strict=True)
+        ]
+        write_bundle(variants, folder / _BUNDLE)
+        _Part(folder, what, {point.name: point.key for point, _ in some}, impossible).write()
         written.append(folder)
     return written
 
 
-def _split(points: Sequence[tuple[Point, Artifact]], part_bytes: int) -> Iterator[list[Point]]:
-    part: list[Point] = []
+def _split(
+    points: Sequence[tuple[Point, Artifact]], part_bytes: int
+) -> Iterator[list[tuple[Point, Artifact]]]:
+    part: list[tuple[Point, Artifact]] = []
     size = 0
     for point, artifact in points:
         more = sum(path.stat().st_size for path in artifact.directory.iterdir())
         if part and size + more > part_bytes:
             yield part
             part, size = [], 0
-        part.append(point)
+        part.append((point, artifact))
         size += more
     if part:
         yield part
