@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _judged(parts: Sequence[_Part], options: argparse.Namespace) -> Summary:
+    where = machine(options.device)
     resume = options.resume or options.call is not None
     journal = Journal(options.output / "outcomes.jsonl", resume=resume)
     total = 1 if options.point else sum(len(part.keys) for part in parts)
@@ -168,7 +169,7 @@ def _judged(parts: Sequence[_Part], options: argparse.Namespace) -> Summary:
         raise InputError(f"nothing to test: no part has the point {options.point}")
     return Summary(
         what=parts[0].what,
-        where=machine(options.device),
+        where=where,
         command=shlex.join(["python", "-m", "fa3gen.matrix.parts", *sys.argv[1:]]),
         outcomes=outcomes,
         impossible=parts[0].impossible,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fa3gen.cli import app
@@ -86,6 +87,17 @@ def test_one_call_of_one_point(parts: list[Path], tmp_path: Path) -> None:
 def test_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "no part of a matrix" in capsys.readouterr().err
+
+
+def test_no_gpu(
+    parts: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([str(parts[0]), "-o", str(tmp_path)]) == 1
+    assert "torch sees none" in capsys.readouterr().err
 
 
 def test_a_point_of_no_part(

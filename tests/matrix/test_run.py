@@ -172,6 +172,12 @@ def test_junit() -> None:
     assert by_name["mask=band"].find("skipped") is not None
 
 
+def test_junit_of_what_xml_cannot_hold() -> None:
+    bold = refused("mask=band", BuildError("\x1b[1mno\x00"))
+    (case,) = ElementTree.fromstring(junit(summary(bold)))
+    assert case[0].get("message") == "BuildError: ?[1mno?"
+
+
 # --- a process of its own -------------------------------------------------------------------------
 
 
