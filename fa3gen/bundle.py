@@ -126,13 +126,20 @@ def _named(error: Fa3genError, name: str) -> Fa3genError:
 
 @contextmanager
 def _whole(target: Path) -> Iterator[Path]:
-    """An empty folder that becomes ``target`` at the end, and is removed after an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        folder = Path(temporary) / target.name  # with the permissions that a folder usually has
-        folder.mkdir()
-        yield folder
-        folder.rename(target)
+    """An empty folder that becomes ``target`` at the end, and is removed after an error.
+
+    Raises InputError where ``target`` cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            folder = Path(temporary) / target.name  # with the permissions that a folder usually has
+            folder.mkdir()
+            yield folder
+            folder.rename(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"-o: {target} cannot be written ({reason})") from error
 
 
 def _add(variant: Variant, directory: Path) -> BundledOp:

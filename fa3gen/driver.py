@@ -229,7 +229,7 @@ def own_table() -> Path | None:
         check_directory(table.parent)
         check(table)
     except UntrustedError as error:
-        if table.exists():
+        if os.path.exists(table):  # no, where it may not even be looked for
             message = f"{table} is not used: {error}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return None

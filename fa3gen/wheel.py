@@ -32,7 +32,12 @@ __all__ = ["build_wheel", "check_project"]
 _PROJECT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # as PyPA's names are
 _TAKEN = {"fa3gen", "setuptools", "torch"}
 _EPOCH = "315532800"  # 1980, the first year of a zip file: the same bundle, the same wheel
-_HOOK = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+_HOOK = """\
+import sys
+sys.path = [place for place in sys.path if place]  # the project may be named like a package
+from setuptools import build_meta
+build_meta.build_wheel(sys.argv[1])
+"""
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,12 @@ def test_a_fault_in_the_copy_leaves_nothing(
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written(built: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^-o: .*file/a cannot be written \((File|Not)"):
+        build_bundle([spec("one")], tmp_path / "file/a")
+
+
 def test_a_cache_that_is_cleared_meanwhile(
     built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -384,6 +386,23 @@ def test_a_table_that_others_can_write_is_not_used(
         with pytest.warns(RuntimeWarning, match="is not used"):
             driver.plan_of(SPEC)  # it would refuse to read the table
         place.chmod(mode)
+
+
+def test_a_table_that_may_not_be_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another user's cache, made for him alone."""
+    monkeypatch.setenv("FA3GEN_CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o777)
+    real = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if path == tmp_path / "tuned.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert driver.own_table() is None
 
 
 def test_nothing_is_found_in_a_cache_of_others(

@@ -47,6 +47,14 @@ def wheel(bundle: Path) -> Path:
     return build_wheel(bundle, "My-kernels")
 
 
+def test_a_project_named_like_a_package_of_setuptools(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    copy = tmp_path / "wheel"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("dist"))
+    for project in ("wheel", "packaging"):
+        assert build_wheel(copy, project).name.startswith(f"{project}-")
+
+
 def test_contents(bundle: Path, wheel: Path) -> None:
     digest = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()[:8]
     platform = sysconfig.get_platform().replace("-", "_")

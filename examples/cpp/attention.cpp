@@ -165,7 +165,9 @@ Errors compare(const Variant& variant, const Array& q, const Array& k, const Arr
                const std::vector<float>& out, const std::vector<float>& lse) {
   Errors errors;
   std::vector<double> expected(v.head_dim);
-  const auto worst = [](double so_far, double error) { return error <= so_far ? so_far : error; };  // NaN stays
+  const auto worst = [](double so_far, double error) {
+    return std::isnan(so_far) || error <= so_far ? so_far : error;  // NaN stays
+  };
   for (int64_t b = 0; b < kBatch; ++b) {
     for (int64_t h = 0; h < kHeads; ++h) {
       for (int64_t s = 0; s < kSeqlenQ; ++s) {

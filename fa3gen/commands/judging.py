@@ -88,8 +88,14 @@ def run_matrix(
         str | None, typer.Option(metavar="NAME", help="this call alone, as a report has it")
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="folder of report.md and report.json")
-    ] = Path("test-report"),
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="folder of report.md and report.json (test-report; test-report/again for --point "
+            "and --call)",
+        ),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="write JUnit's XML here")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="keep what the report's folder has and was right")
@@ -106,6 +112,8 @@ def run_matrix(
     from fa3gen.matrix.points import Point, parse_choices
 
     chosen = matrix or (None if specs or point else Matrix.QUICK)
+    if chosen is None and (where or limit):
+        raise typer.BadParameter("--where and --limit: are of a set; give --matrix too")
     request = Request(
         specs=tuple(specs or ()),
         points=tuple(map(Point.parse, point or ())),
@@ -114,18 +122,20 @@ def run_matrix(
         limit=limit,
     )
     if parts is not None:
-        for folder in make_parts(request, parts, jobs=jobs, part_bytes=part_size * 10**6):
-            print(folder)
+        for part in make_parts(request, parts, jobs=jobs, part_bytes=part_size * 10**6):
+            print(part)
         return
+    # What repeats a failure must not replace the report that names it.
+    folder = output or Path("test-report", *(["again"] if point or call else []))
     summary = execute(
         request,
-        output,
+        folder,
         case=None if call is None else parse_case(call),
         resume=resume,
         junit_file=junit,
         jobs=jobs,
     )
-    print(f"{summary.verdict}; see {output / 'report.md'}")
+    print(f"{summary.verdict}; see {folder / 'report.md'}")
     if summary.failed:
         raise typer.Exit(1)
 

@@ -104,7 +104,10 @@ def _check_owner(path: Path, status: os.stat_result, *, sticky: bool = False) ->
 
 @functools.lru_cache(maxsize=64)
 def _is_private(user: int, group: int) -> bool:
-    """Whether a group is a user's private one. Root has none: in its group are others, too."""
+    """Whether a group is a user's private one. Root has none: in its group are others, too.
+
+    A group does not list those whose primary group it is.
+    """
     import grp
     import pwd
 
@@ -117,6 +120,7 @@ def _is_private(user: int, group: int) -> bool:
         and owner.pw_gid == group
         and owner.pw_name == members.gr_name
         and set(members.gr_mem) <= {owner.pw_name}
+        and not any(one.pw_gid == group and one.pw_uid != user for one in pwd.getpwall())
     )
 
 

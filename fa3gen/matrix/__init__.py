@@ -8,7 +8,11 @@
 ``calls``      the calls of a kernel, by the sizes of its tiles
 ``run``        the calls, judged; needs torch alone, like all above it but ``sets``
 ``worker``     runs on a GPU in a process of their own, which a fault or a hang may end
-``build``      the kernels as interpreted ops, or built, also in parts to be carried to a GPU
+``journal``    the outcomes so far, for a run that is cut off
+``execute``    a run, one kernel after the other
 ``report``     what was found, as Markdown, JSON and JUnit's XML
+``parts``      kernels built in parts to be carried to a GPU, and judged there by torch alone
+``targets``    the kernels as interpreted ops, or built
+``command``    ``fa3gen test``
 =============  =================================================================================
 """

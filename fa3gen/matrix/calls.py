@@ -58,14 +58,16 @@ def few_calls(kernels: Sequence[tuple[Row, Sequence[Tile]]]) -> list[tuple[Case,
     """A few small calls for each of some kernels, given as their choices and tiles.
 
     Together they have every pair of the calls' choices, and each of these with each choice of the
-    kernels; and every way to be empty in every layout.
+    kernels; and every way to be empty in every layout. A kernel that is left over has one call.
     """
     empty = list(_product(DEGENERATE["empty"], DEGENERATE["layout"]))
+    usual = {factor: values[0] for factor, values in QUICK_CALL.items()}
     calls = []
     for place, rows in enumerate(spread([row for row, _ in kernels], QUICK_CALL)):
         tile = kernels[place][1][0]
         more = empty[place :: len(kernels)]
-        found = [*(_case(row, tile) for row in rows), *(_empty(row, tile) for row in more)]
+        found = [_case(row, tile) for row in rows or [usual]]
+        found += [_empty(row, tile) for row in more]
         calls.append(tuple(dict.fromkeys(found)))
     return calls
 

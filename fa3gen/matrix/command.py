@@ -61,7 +61,14 @@ class Request:
         return PointSet(tuple(points), found.impossible)
 
     def targets(self) -> Iterator[Target]:
-        """One by one: the product has no end for practical purposes."""
+        """One by one, each once: the product has no end for practical purposes."""
+        known = set()
+        for target in self._asked():
+            if target.key not in known:
+                known.add(target.key)
+                yield target
+
+    def _asked(self) -> Iterator[Target]:
         yield from map(Target.of_spec, self.specs)
         yield from map(Target.of_point, self.points)
         if self.matrix == PRODUCT:
@@ -83,7 +90,7 @@ def execute(
 ) -> Summary:
     """Judge what is asked for, on the GPU if there is one and else on the interpreter, and write
     the report into ``folder``. Raises InputError where nothing is asked for."""
-    journal = Journal(folder / "outcomes.jsonl", resume=resume)
+    journal = Journal(folder / "outcomes.jsonl", resume=resume or case is not None)
     targets = request.targets()
     total = None
     if request.matrix != PRODUCT or request.limit is not None:
@@ -125,11 +132,13 @@ def make_parts(
 ) -> list[Path]:
     """Build the points of a set and write them as parts to be carried to a GPU.
 
-    Raises InputError where ``directory`` is not empty or no set is asked for, and the first error
-    of a build.
+    Raises InputError where ``directory`` is not empty or something else than a set is asked for,
+    and the first error of a build.
     """
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"--parts: {directory} must not exist, or be an empty folder")
+    if request.specs or request.points:
+        raise InputError("--parts: takes a set, --matrix quick or full, without specs and points")
     found = request.point_set
     if not found.points:
         raise InputError("--parts: needs --matrix quick or full, and points that --where leaves")

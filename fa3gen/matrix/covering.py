@@ -65,8 +65,11 @@ def pairwise(
 
 
 def spread(rows: Sequence[Row], factors: Factors) -> list[list[Row]]:
-    """For each of ``rows``, rows of other ``factors`` to go with it: together they have every pair
-    of these, and every value of these with every value of the factors of ``rows``."""
+    """For each of ``rows``, no two of them equal, rows of other ``factors`` to go with it, or none:
+    together they have every pair of these, and every value of these with every value of the factors
+    of ``rows``."""
+    if not rows:
+        return []
     pick = random.Random(0)
     given = sorted({item for row in rows for item in row.items()})
     new = [(factor, value) for factor, values in factors.items() for value in values]

@@ -24,8 +24,8 @@ __all__ = ["Run"]
 
 @dataclass(frozen=True)
 class Run:
-    """How kernels are judged. ``case``: the one call to make (all). ``report``: gets the name of a
-    call before it is made; ``done``: gets an outcome."""
+    """How kernels are judged. ``case``: the one call to make (all), of which the journal is not
+    told. ``report``: gets the name of a call before it is made; ``done``: gets an outcome."""
 
     journal: Journal
     case: Case | None = None
@@ -77,6 +77,7 @@ class Run:
         return self._kept(replace(outcome, seconds=seconds))
 
     def _kept(self, outcome: Outcome) -> Outcome:
-        self.journal.add(outcome)
+        if self.case is None:
+            self.journal.add(outcome)
         self.done(outcome)
         return outcome

@@ -136,13 +136,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Judge parts on this machine's GPU; exit code 0 if every call is right, else 1."""
     parser = argparse.ArgumentParser(prog="python -m fa3gen.matrix.parts", description=__doc__)
     parser.add_argument("parts", nargs="+", type=Path, metavar="PART")
-    parser.add_argument("-o", "--output", type=Path, default=Path("matrix"), help="report's folder")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="report's folder (matrix; matrix/again for --point, --call)",
+    )
     parser.add_argument("--point", help="judge this point alone")
     parser.add_argument("--call", type=parse_case, help="make this call alone")
     parser.add_argument("--junit", type=Path, help="write JUnit's XML here")
     parser.add_argument("--resume", action="store_true", help="keep what is right already")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(arguments)
+    if options.output is None:
+        options.output = Path("matrix", *(["again"] if options.point or options.call else []))
     try:
         parts = [_Part.read(folder) for folder in options.parts]
         summary = _judged(parts, options)
@@ -157,15 +164,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _judged(parts: Sequence[_Part], options: argparse.Namespace) -> Summary:
-    journal = Journal(options.output / "outcomes.jsonl", resume=options.resume)
+    where = machine(options.device)
+    resume = options.resume or options.call is not None
+    journal = Journal(options.output / "outcomes.jsonl", resume=resume)
     total = 1 if options.point else sum(len(part.keys) for part in parts)
     with matrix_progress(total) as (report, done), Worker(device=options.device) as worker:
         run = Run(journal, options.call, report, lambda outcome: done(str(outcome)))
         subjects = (subject for part in parts for subject in part.subjects(options.point))
         outcomes = tuple(run.on_gpu(subjects, worker))
+    if not outcomes:
+        raise InputError(f"nothing to test: no part has the point {options.point}")
     return Summary(
         what=parts[0].what,
-        where=machine(options.device),
+        where=where,
         command=shlex.join(["python", "-m", "fa3gen.matrix.parts", *sys.argv[1:]]),
         outcomes=outcomes,
         impossible=parts[0].impossible,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from xml.etree import ElementTree
 import torch
 
 from fa3gen._version import __version__
-from fa3gen.errors import InputError
+from fa3gen.errors import InputError, ToolchainError
 from fa3gen.matrix.covering import pairs_of
 from fa3gen.matrix.points import Point
 from fa3gen.matrix.run import Outcome
 
 __all__ = ["Summary", "command_of", "junit", "machine", "markdown", "write"]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _TITLES = ("kernel", "calls", "worst of its limit", "registers", "seconds")
 
 
@@ -85,10 +87,12 @@ class Summary:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What a run's figures depend on."""
+    """What a run's figures depend on. Raises ToolchainError for ``cuda`` without a GPU."""
     found = {"fa3gen": __version__, "torch": torch.__version__, "python": platform.python_version()}
     if device == "cpu":
         return {"device": "the CPU interpreter", **found}
+    if not torch.cuda.is_available():
+        raise ToolchainError("the kernels need a GPU, and torch sees none; see `fa3gen doctor`")
     return {"device": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda), **found}
 
 
@@ -181,24 +185,30 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
+def _printable(text: str) -> str:
+    """The text, with question marks for what XML cannot hold."""
+    return _CONTROL.sub("?", text)
+
+
 def junit(summary: Summary) -> bytes:
     """JUnit's XML: a suite a run, a case a kernel, with its wrong calls in the failure's text."""
-    suite = ElementTree.Element("testsuite", name=f"fa3gen {summary.what}")
+    suite = ElementTree.Element("testsuite", name=_printable(f"fa3gen {summary.what}"))
     failed = set(summary.failed)
     for outcome in summary.outcomes:
         case = ElementTree.SubElement(
             suite,
             "testcase",
             classname="fa3gen.matrix",
-            name=outcome.key,
+            name=_printable(outcome.key),
             time=f"{outcome.seconds:.2f}",
         )
         if outcome in failed:
-            text = "\n".join(_failures([outcome]))
+            text = _printable("\n".join(_failures([outcome])))
             message = _first_line(outcome.refusal) or f"{len(outcome.failures)} calls are wrong"
-            ElementTree.SubElement(case, "failure", message=message).text = text
+            ElementTree.SubElement(case, "failure", message=_printable(message)).text = text
         elif outcome.refusal:
-            ElementTree.SubElement(case, "skipped", message=_first_line(outcome.refusal))
+            message = _printable(_first_line(outcome.refusal))
+            ElementTree.SubElement(case, "skipped", message=message)
     counts = {"tests": len(summary.outcomes), "failures": len(failed), "errors": 0}
     counts["skipped"] = len(summary.refused)
     for name, count in counts.items():

@@ -6,6 +6,7 @@ the process is ended then, the call named, and another one goes on behind that c
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 
 from fa3gen.cases import Case
 from fa3gen.check import CheckResult
+from fa3gen.errors import Fa3genError, ToolchainError
 from fa3gen.matrix.run import Report, Subject, judge
 from fa3gen.runtime.attention import load as load_artifact
 
@@ -57,11 +59,15 @@ class Worker:
         self, subject: Subject, directory: Path, cases: Sequence[Case], report: Report | None = None
     ) -> Iterator[CheckResult]:
         """Check the artifact in ``directory`` in each case. A call that ends the process, or takes
-        longer than there is patience, is a result like any other."""
+        longer than there is patience, is a result like any other.
+
+        Raises ToolchainError where the process does not start, and what ``load`` does.
+        """
         left = list(cases)
         while left:
             pipe = self._started()
-            pipe.send(_Task(subject, directory, tuple(left)))
+            with contextlib.suppress(OSError):  # it has just ended, as is seen below
+                pipe.send(_Task(subject, directory, tuple(left)))
             while left:
                 if report:
                     report(left[0].name)
@@ -76,9 +82,11 @@ class Worker:
         try:
             if not pipe.poll(self._patience):
                 return None
-            result: CheckResult = pipe.recv()
+            result: CheckResult | Fa3genError = pipe.recv()
         except (EOFError, OSError):
             return None
+        if isinstance(result, Fa3genError):
+            raise result
         if _spoils(result):
             self._stop()
         return result
@@ -97,6 +105,8 @@ class Worker:
         return CheckResult(case, None, (what,))
 
     def _started(self) -> Connection:
+        if self._pipe is not None and not self._process.is_alive():  # between two kernels
+            self._stop()
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
@@ -105,9 +115,21 @@ class Worker:
             self._process.start()
             theirs.close()
             self._pipe = ours
-            if ours.poll(_START):
-                ours.recv()
+            self._await_start(ours)
         return self._pipe
+
+    def _await_start(self, pipe: Connection) -> None:
+        try:
+            ready = pipe.poll(_START) and pipe.recv()
+        except (EOFError, OSError):
+            ready = None
+        if not ready:
+            self._process.join(1)
+            self._stop()
+            raise ToolchainError(
+                f"the process that judges kernels did not start (exit code "
+                f"{self._process.exitcode}); see what it said above"
+            )
 
     def _stop(self) -> None:
         if self._pipe is not None:
@@ -130,7 +152,11 @@ def _serve(pipe: Connection, device: str, load: Load) -> None:
             task: _Task = pipe.recv()
         except EOFError:
             return
-        op = load(task.directory)
+        try:
+            op = load(task.directory)
+        except Fa3genError as error:
+            pipe.send(error)
+            continue
         results = judge(task.subject, op, task.cases, device=device, repeats=REPEATS)
         for result in results:
             pipe.send(_synchronized(result, device))

@@ -19,7 +19,7 @@ from fa3gen.dtypes import DType
 from fa3gen.errors import InputError
 from fa3gen.inputs import InputMeta
 
-__all__ = ["Artifact", "KernelFacts", "check_keys", "file_sha256"]
+__all__ = ["Artifact", "KernelFacts", "check_values", "file_sha256"]
 
 MANIFEST = "artifact.json"
 FORMAT = 3  # of the manifest and of the library's interface
@@ -155,12 +155,12 @@ def _from_manifest(directory: Path, manifest: object) -> Artifact:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{where}: format must be {FORMAT} (got {got!r}); build it again")
     values: dict[str, Any] = {key: value for key, value in manifest.items() if key != "format"}
-    _check_values(where, values, Artifact, {"directory"})
+    check_values(where, values, Artifact, {"directory"})
     kernels = values["kernels"]
     if not isinstance(kernels, list) or not kernels:
         raise InputError(f"{where}: kernels must be a list, not empty (got {kernels!r})")
     for kernel in kernels:
-        _check_values(where, kernel, KernelFacts, set())
+        check_values(where, kernel, KernelFacts, set())
     values["kernels"] = tuple(KernelFacts(**kernel) for kernel in kernels)
     values["inputs"] = _inputs(where, values["inputs"])
     library = values["library"]
@@ -174,7 +174,7 @@ def _inputs(where: Path, inputs: object) -> tuple[InputMeta, ...]:
     if not isinstance(inputs, list):
         raise InputError(f"{where}: inputs must be a list (got {inputs!r})")
     for one in inputs:
-        _check_values(where, one, InputMeta, set())
+        check_values(where, one, InputMeta, set())
         if not isinstance(one["shape"], list):
             raise InputError(f"{where}: shape must be a list (got {one['shape']!r})")
     return tuple(
@@ -190,18 +190,10 @@ def _dtype(where: Path, value: object) -> DType:
         raise InputError(f"{where}: dtype must be one of fa3gen's (got {value!r})") from error
 
 
-def check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
-    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``."""
-    found = set(values) if isinstance(values, dict) else set()
-    expected = {field.name for field in dataclasses.fields(record)} - more
-    if found != expected:
-        differing = ", ".join(sorted(found ^ expected))
-        raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")
-
-
-def _check_values(where: Path, values: Any, record: type, more: set[str]) -> None:
-    """``check_keys``, and texts and numbers must be such."""
-    check_keys(where, values, record, more)
+def check_values(where: Path, values: Any, record: type, more: set[str]) -> None:
+    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``, of
+    which texts and numbers are such."""
+    _check_keys(where, values, record, more)
     for field in dataclasses.fields(record):
         types = _PLAIN.get(str(field.type))
         if types and type(values[field.name]) not in types:
@@ -209,3 +201,12 @@ def _check_values(where: Path, values: Any, record: type, more: set[str]) -> Non
                 f"{where}: {field.name} must be {field.type} (got {values[field.name]!r}); "
                 "build it again"
             )
+
+
+def _check_keys(where: Path, values: object, record: type, more: set[str]) -> None:
+    """Raises InputError unless ``values`` is a mapping with a record's fields, all but ``more``."""
+    found = set(values) if isinstance(values, dict) else set()
+    expected = {field.name for field in dataclasses.fields(record)} - more
+    if found != expected:
+        differing = ", ".join(sorted(found ^ expected))
+        raise InputError(f"{where}: keys missing or unknown: {differing}; build it again")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fa3gen.errors import InputError
-from fa3gen.runtime.artifact import KernelFacts, check_keys
+from fa3gen.runtime.artifact import KernelFacts, check_values
 
 __all__ = ["DIST", "MANIFEST", "BundleManifest", "BundledFile", "BundledOp"]
 
@@ -115,7 +115,7 @@ class BundleManifest:
         where = directory / MANIFEST
         try:
             record = json.loads(where.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{directory}: no readable {MANIFEST}, so not a bundle ({error}); "
                 "make one with `fa3gen bundle SPEC... -o DIR`"
@@ -176,7 +176,7 @@ def _to_record(op: BundledOp) -> dict[str, Any]:
 def _from_record(directory: Path, record: dict[str, Any]) -> BundleManifest:
     where = directory / MANIFEST
     values = {key: value for key, value in record.items() if key != "format"}
-    check_keys(where, values, BundleManifest, {"directory"})
+    check_values(where, values, BundleManifest, {"directory"})
     ops = tuple(_op(where, op) for op in values["ops"])
     for names in ([op.name for op in ops], [op.op_name for op in ops]):
         if len(set(names)) != len(names):
@@ -184,23 +184,30 @@ def _from_record(directory: Path, record: dict[str, Any]) -> BundleManifest:
     return BundleManifest(directory, values["fa3gen"], ops)
 
 
-def _op(where: Path, values: Any) -> BundledOp:
-    check_keys(where, values, BundledOp, set())
+def _op(where: Path, found: Any) -> BundledOp:
+    values = {**found, "spec": _canonical(found["spec"])}
+    check_values(where, values, BundledOp, set())
     for kernel in values["kernels"]:
-        check_keys(where, kernel, KernelFacts, set())
+        check_values(where, kernel, KernelFacts, set())
+    files = [{**file, "name": name} for name, file in values["files"].items()]
+    for file in files:
+        check_values(where, file, BundledFile, set())
     op = BundledOp(
         **{
             **values,
-            "spec": json.dumps(values["spec"], sort_keys=True, separators=(",", ":")),
             "schemas": tuple(values["schemas"]),
             "kernels": tuple(KernelFacts(**kernel) for kernel in values["kernels"]),
-            "files": tuple(BundledFile(name, **file) for name, file in values["files"].items()),
+            "files": tuple(BundledFile(**file) for file in files),
         }
     )
     for name in _places(op):
         if not _PLAIN.fullmatch(name):  # nothing outside the bundle is opened
             raise ValueError(f"file names must be plain (got {name!r})")
     return op
+
+
+def _canonical(spec: Any) -> str:
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"))
 
 
 def _places(op: BundledOp) -> Iterator[str]:

@@ -128,6 +128,7 @@ class TestPrivateGroups:
         user = pwd.struct_passwd(("ann", "x", self.USER, primary, "", "/home/ann", "/bin/sh"))
         found = grp.struct_group((group, "x", self.GROUP, members))
         monkeypatch.setattr(pwd, "getpwuid", lambda uid: {self.USER: user}[uid])
+        monkeypatch.setattr(pwd, "getpwall", lambda: [user])
         monkeypatch.setattr(grp, "getgrgid", lambda gid: {self.GROUP: found}[gid])
 
     @pytest.mark.parametrize("members", [[], ["ann"]])
@@ -150,6 +151,15 @@ class TestPrivateGroups:
         primary: int,
     ) -> None:
         self.name(monkeypatch, group, members, primary)
+        with pytest.raises(UntrustedError, match="must not be writable"):
+            check(folder)
+
+    def test_the_primary_group_of_two(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The group does not list them as members."""
+        self.name(monkeypatch, "ann", [], self.GROUP)
+        bob = pwd.struct_passwd(("bob", "x", self.USER + 1, self.GROUP, "", "/home/bob", "/bin/sh"))
+        users = [pwd.getpwuid(self.USER), bob]
+        monkeypatch.setattr(pwd, "getpwall", lambda: users)
         with pytest.raises(UntrustedError, match="must not be writable"):
             check(folder)
 

@@ -80,6 +80,13 @@ def test_few_calls_are_shared_out() -> None:
     assert sizes >= set(itertools.product((1, 127, 128, 129, 289), (1, 79, 80, 81, 168, 247)))
 
 
+def test_every_kernel_is_called() -> None:
+    """There are fewer calls to be shared out than kernels."""
+    calls = few_calls([({"a": str(n % 8), "b": str(n // 8)}, (TILE,)) for n in range(64)])
+    assert all(any(case.seqlen_k and case.batch for case in some) for some in calls)
+    assert few_calls([]) == []
+
+
 def test_packed_of_other_lengths_and_dims() -> None:
     case = Case(2, 4, 2, 7, 9, Layout.PACKED)
     q, k, v = draw_inputs(case, device="cpu", dtype=torch.bfloat16, head_dims=(40, 72))

@@ -10,9 +10,12 @@ from typer.testing import CliRunner
 
 from fa3gen.cli import app
 from fa3gen.errors import InputError
+from fa3gen.jit.index import package_fingerprint
 from fa3gen.matrix import command, sets
+from fa3gen.matrix.calls import parse_case
 from fa3gen.matrix.command import Request, execute
 from fa3gen.matrix.covering import pairs_of
+from fa3gen.matrix.journal import Journal
 from fa3gen.matrix.points import Point
 from fa3gen.matrix.report import markdown
 
@@ -87,6 +90,53 @@ def test_a_spec_without_a_reference_fails(tmp_path: Path) -> None:
     assert "no hand-written reference for the score 'score ** 3'" in text
     assert f"`fa3gen test {spec}`" in text
     assert "| head_dim=64 | 1 |" in text
+
+
+def test_nothing_but_a_refusal(tmp_path: Path) -> None:
+    spec = tmp_path / "strange.yaml"
+    spec.write_text("head_dim: 64\nscore: score ** 3\n")
+    done = run(str(spec), "-o", str(tmp_path))
+    assert done.exit_code == 1
+    assert "1 kernels, 0 calls: 1 kernels failed" in done.output
+
+
+def test_a_kernel_named_twice_is_one() -> None:
+    point = Point.parse(sets.read("quick").points[0].key)
+    request = Request(specs=("causal", "causal"), points=(point, point), matrix="quick")
+    keys = [target.key for target in request.targets()]
+    assert keys[:2] == ["causal", point.key]
+    assert len(keys) == len(set(keys)) == 1 + len(sets.read("quick").points)
+
+
+def test_one_call_is_not_the_kernel(tmp_path: Path) -> None:
+    """What was right stays kept, and one call more does not count for all."""
+    point, other = Point.parse("head_dim=64"), Point.parse("head_dim=64,mask=band")
+    case = parse_case("b1-h1/1-q3-k5")
+    execute(Request(points=(point,)), tmp_path)
+    for one in (point, other):
+        execute(Request(points=(one,)), tmp_path, case=case)
+    kept = Journal(tmp_path / "outcomes.jsonl", resume=True)
+    identity = package_fingerprint()
+    known = kept.find(point.key, identity)
+    assert known is not None
+    assert known.calls > 1
+    assert kept.find(other.key, identity) is None
+
+
+def test_what_repeats_a_failure_leaves_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("--point", "head_dim=64", "--call", "b1-h1/1-q3-k5")
+    assert done.exit_code == 0, done.output
+    assert [path.parent for path in Path().rglob("report.md")] == [Path("test-report/again")]
+
+
+@pytest.mark.parametrize("option", [["--where", "head_dim=64"], ["--limit", "1"]])
+def test_only_a_set_has_some_points(option: list[str]) -> None:
+    done = run("causal", *option)
+    assert done.exit_code == 2
+    assert "give --matrix too" in done.output
 
 
 def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

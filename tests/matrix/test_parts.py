@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fa3gen.cli import app
@@ -88,6 +89,25 @@ def test_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no part of a matrix" in capsys.readouterr().err
 
 
+def test_no_gpu(
+    parts: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([str(parts[0]), "-o", str(tmp_path)]) == 1
+    assert "torch sees none" in capsys.readouterr().err
+
+
+def test_a_point_of_no_part(
+    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--point", "head_dim=256", "--device", "cpu", "-o", str(tmp_path)]
+    assert main([str(parts[0]), *arguments]) == 1
+    assert "no part has the point head_dim=256" in capsys.readouterr().err
+
+
 def test_a_damaged_part(
     parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,8 +122,10 @@ def test_a_damaged_part(
 
 
 def test_parts_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs --matrix quick or full"):
+    with pytest.raises(InputError, match="--matrix quick or full"):
         make_parts(Request(specs=("causal_d64_bf16",)), tmp_path / "new", part_bytes=1)
+    with pytest.raises(InputError, match="without specs and points"):
+        make_parts(Request(specs=("causal",), matrix="quick"), tmp_path / "new", part_bytes=1)
     (tmp_path / "kept").write_text("")
     with pytest.raises(InputError, match="must not exist, or be an empty folder"):
         make_parts(Request(matrix="quick"), tmp_path, part_bytes=1)

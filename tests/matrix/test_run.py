@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from fa3gen.cases import Case
 from fa3gen.check import Variant
-from fa3gen.errors import BuildError, InputError, PressureError, ScheduleError
+from fa3gen.errors import BuildError, InputError, PressureError, ScheduleError, ToolchainError
+from fa3gen.matrix import worker as worker_module
 from fa3gen.matrix.calls import Tile, parse_case
 from fa3gen.matrix.journal import Journal
 from fa3gen.matrix.points import Point
@@ -170,6 +172,12 @@ def test_junit() -> None:
     assert by_name["mask=band"].find("skipped") is not None
 
 
+def test_junit_of_what_xml_cannot_hold() -> None:
+    bold = refused("mask=band", BuildError("\x1b[1mno\x00"))
+    (case,) = ElementTree.fromstring(junit(summary(bold)))
+    assert case[0].get("message") == "BuildError: ?[1mno?"
+
+
 # --- a process of its own -------------------------------------------------------------------------
 
 
@@ -211,6 +219,39 @@ def test_worker_goes_on_behind_a_call_that_ends_it(tmp_path: Path) -> None:
     assert first == last == ""
     assert hung == "no result in 3 s: a deadlock?"
     assert "CUDA error" in spoilt
+
+
+def end(*_: Any) -> None:
+    os._exit(3)
+
+
+def load_nothing(directory: Path) -> Any:
+    raise InputError(f"{directory.name}: no artifact")
+
+
+def test_worker_is_started_again_where_it_has_ended(tmp_path: Path) -> None:
+    with Worker(device="cpu", load=load_right) as worker:
+        for _ in range(2):
+            (result,) = worker.judge(SUBJECT, tmp_path, CASES[:1])
+            assert result.ok
+            os.kill(worker._process.pid, signal.SIGKILL)
+            worker._process.join()
+
+
+def test_an_artifact_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with Worker(device="cpu", load=load_nothing) as worker:
+        for name in ("one", "two"):
+            with pytest.raises(InputError, match=f"{name}: no artifact"):
+                list(worker.judge(SUBJECT, tmp_path / name, CASES))
+
+
+def test_a_worker_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_serve", end)
+    with (
+        Worker(device="cpu", load=load_right) as worker,
+        pytest.raises(ToolchainError, match=r"did not start \(exit code 3\)"),
+    ):
+        list(worker.judge(SUBJECT, tmp_path, CASES))
 
 
 def test_an_error_of_the_call_is_its_own(tmp_path: Path) -> None:

@@ -148,8 +148,11 @@ def test_wheels_are_no_part_of_it(bundle: Path) -> None:
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"not a bundle.*fa3gen bundle"):
-        fa3gen.load_bundle(tmp_path)
+    for text in (None, "[" * 100_000):
+        if text:
+            (tmp_path / "bundle.json").write_text(text)
+        with pytest.raises(InputError, match=r"not a bundle.*fa3gen bundle"):
+            fa3gen.load_bundle(tmp_path)
 
 
 def _first(record: dict[str, Any], **changes: Any) -> None:
@@ -169,7 +172,9 @@ def _first(record: dict[str, Any], **changes: Any) -> None:
         (lambda record: _first(record, op_name=""), r"names must be plain \(got ''\)"),
         (lambda record: _first(record, library="/x.so"), r"names must be plain \(got '/x.so'\)"),
         (lambda record: _first(record, files={"a/b": {"bytes": 0, "sha256": ""}}), "plain"),
-        (lambda record: _first(record, files={"a": {}}), "is damaged"),
+        (lambda record: _first(record, files={"a": {}}), "keys missing or unknown: bytes, sha256"),
+        (lambda record: _first(record, files={"a": 5}), "is damaged"),
+        (lambda record: _first(record, torch_abi=2.1), r"torch_abi must be str \(got 2\.1\)"),
         (lambda record: _first(record, kernels=[{}]), "keys missing or unknown: block_m"),
         (lambda record: _first(record, name="other"), r"must be the artifact of other"),
         (lambda record: _first(record, machine="riscv64"), r"machine must be riscv64 \(got "),
