@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,8 +137,9 @@ def clear(root: Path) -> Cleared:
 def _clear_entry(entry: Path) -> list[Path]:
     """Removes an entry with its builds and its lock: what stays. TimeoutError if it is locked."""
     lock = entry.with_name(f"{entry.name}.lock")
-    if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
-        remove(lock)  # no lock, and nobody can hold it
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(lock).st_mode):
+            remove(lock)  # no lock, and nobody can hold it
     try:
         with locked(entry, timeout=_PATIENCE):
             return _remove_all(entry, lock)
@@ -147,14 +150,20 @@ def _clear_entry(entry: Path) -> list[Path]:
 
 
 def _remove_all(entry: Path, lock: Path) -> list[Path]:
-    """The lock goes last: who waits for it then finds that it is gone, and takes a new one."""
+    """The lock goes last, and once: who waits for it then finds that it is gone, and takes a new
+    one, which is no longer ours to remove."""
     gone = entry.with_name(f"{BUILDING}{entry.name}.removed")
     remove(gone)
     try:
         entry.rename(gone)  # a reader sees all of it or nothing
     except OSError:
         remove(entry)
-    return [place for place in (*building(entry), entry, lock) if not remove(place)]
+    stuck = [place for place in (*building(entry), entry) if not remove(place)]
+    try:
+        lock.unlink(missing_ok=True)
+    except OSError:
+        stuck.append(lock)
+    return stuck
 
 
 def _names(root: Path) -> list[str]:

@@ -19,7 +19,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.is_file():
             self._read()
-        path.write_text("".join(map(_line, self._known.values())), encoding="utf-8")
+        aside = path.with_name(f"{path.name}.new")
+        aside.write_text("".join(map(_line, self._known.values())), encoding="utf-8")
+        aside.replace(path)
 
     def find(self, key: str, identity: str) -> Outcome | None:
         """The outcome of a kernel, if it was judged as it is now and every call was right."""

@@ -180,6 +180,7 @@ def _judged(parts: Sequence[_Part], options: argparse.Namespace) -> Summary:
         command=shlex.join(["python", "-m", "fa3gen.matrix.parts", *sys.argv[1:]]),
         outcomes=outcomes,
         impossible=parts[0].impossible,
+        again=("python", "-m", "fa3gen.matrix.parts", *map(str, options.parts)),
     )
 
 

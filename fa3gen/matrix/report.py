@@ -20,7 +20,7 @@ from fa3gen.matrix.covering import pairs_of
 from fa3gen.matrix.points import Point
 from fa3gen.matrix.run import Outcome
 
-__all__ = ["Summary", "command_of", "junit", "machine", "markdown", "write"]
+__all__ = ["Summary", "junit", "machine", "markdown", "write"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _TITLES = ("kernel", "calls", "worst of its limit", "registers", "seconds")
@@ -29,7 +29,8 @@ _TITLES = ("kernel", "calls", "worst of its limit", "registers", "seconds")
 @dataclass(frozen=True)
 class Summary:
     """A run. ``what`` was run, ``where``, by which ``command``; ``impossible``: pairs of choices
-    that the scheduler refuses, with the reason; ``refusals_fail``: whether a refusal is a failure.
+    that the scheduler refuses, with the reason; ``refusals_fail``: whether a refusal is a failure;
+    ``again``: what begins the command that repeats some of it.
     """
 
     what: str
@@ -38,12 +39,18 @@ class Summary:
     outcomes: Sequence[Outcome]
     impossible: Mapping[str, str]
     refusals_fail: bool = True
+    again: Sequence[str] = ("fa3gen", "test")
 
     @property
     def pairs(self) -> int:
         """How many pairs of choices the points have that were found right."""
         right = (one.key for one in self.outcomes if one.ok and _is_point(one.key))
         return len({pair for key in right for pair in pairs_of(Point.parse(key).chosen)})
+
+    def repeating(self, key: str, call: str = "") -> str:
+        """The command that repeats a kernel's calls, or one of them."""
+        words = [*self.again, *(["--point"] if _is_point(key) else []), key]
+        return shlex.join([*words, *(["--call", call] if call else [])])
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -96,12 +103,6 @@ def machine(device: str) -> dict[str, str]:
     return {"device": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda), **found}
 
 
-def command_of(key: str, call: str = "") -> str:
-    """The command that repeats a kernel's calls, or one of them."""
-    words = ["fa3gen", "test", *(["--point"] if _is_point(key) else []), key]
-    return shlex.join([*words, *(["--call", call] if call else [])])
-
-
 def _is_point(key: str) -> bool:
     try:
         Point.parse(key)
@@ -131,7 +132,7 @@ def markdown(summary: Summary) -> str:
         f"Pairs of choices of a kernel that are right: {summary.pairs}; that no kernel can have: "
         f"{len(summary.impossible)}.",
         "",
-        *_failures(summary.failed),
+        *_failures(summary, summary.failed),
         *_refusals(summary.refused),
         *_kernels([one for one in summary.outcomes if one.ok]),
         *_impossible(summary.impossible),
@@ -139,7 +140,7 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _failures(failed: Sequence[Outcome]) -> Iterator[str]:
+def _failures(summary: Summary, failed: Sequence[Outcome]) -> Iterator[str]:
     if not failed:
         return
     yield from ("## Failures", "")
@@ -147,10 +148,10 @@ def _failures(failed: Sequence[Outcome]) -> Iterator[str]:
         yield f"- `{outcome.key}`"
         if outcome.refusal:
             fault = " (a fault of fa3gen's)" if outcome.fault else ""
-            yield f"  - {_first_line(outcome.refusal)}{fault}: `{command_of(outcome.key)}`"
+            yield f"  - {_first_line(outcome.refusal)}{fault}: `{summary.repeating(outcome.key)}`"
         for one in outcome.failures:
             problems = "; ".join(map(_first_line, one.problems))
-            yield f"  - {one.call}: {problems}: `{command_of(outcome.key, one.call)}`"
+            yield f"  - {one.call}: {problems}: `{summary.repeating(outcome.key, one.call)}`"
     yield ""
 
 
@@ -203,7 +204,7 @@ def junit(summary: Summary) -> bytes:
             time=f"{outcome.seconds:.2f}",
         )
         if outcome in failed:
-            text = _printable("\n".join(_failures([outcome])))
+            text = _printable("\n".join(_failures(summary, [outcome])))
             message = _first_line(outcome.refusal) or f"{len(outcome.failures)} calls are wrong"
             ElementTree.SubElement(case, "failure", message=_printable(message)).text = text
         elif outcome.refusal:

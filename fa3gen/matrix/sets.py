@@ -189,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--build", action="store_true", help="compile the points too")
     parser.add_argument("sets", nargs="*", metavar="SET", help="quick, full (both)")
     options = parser.parse_args(arguments)
+    if unknown := set(options.sets) - set(FACTORS):
+        parser.error(f"{min(unknown)}: must be one of {', '.join(FACTORS)}")
     kept = json.loads(_STORED.read_text(encoding="utf-8")) if _STORED.is_file() else {}
     for name in options.sets or FACTORS:
         before = _point_set(kept[name]) if name in kept else PointSet(())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,7 +65,15 @@ def interpretable(targets: Sequence[Target]) -> Iterator[Interpretable | Outcome
             yield one
         else:
             _, subject, plan = one
-            yield Interpretable(subject, next(calls), functools.partial(interpreted, plan))
+            cases = next(calls)
+            made = functools.partial(interpreted, plan)
+            yield Interpretable(_identified(subject, cases), cases, made)
+
+
+def _identified(subject: Subject, cases: Sequence[Case]) -> Subject:
+    """The subject, told from itself with other calls: which it has depends on its neighbours."""
+    names = hashlib.sha256(" ".join(case.name for case in cases).encode()).hexdigest()
+    return replace(subject, identity=f"{subject.identity} {names[:16]}")
 
 
 def built(

@@ -45,6 +45,7 @@ def test_many_processes_build_once(tmp_path: Path, scene: str) -> None:
 
 def test_building_reading_and_clearing_at_once(tmp_path: Path) -> None:
     found = program("crowds.py", tmp_path, "stress")
+    assert not any(isinstance(said, str) for said in found["read"] + found["cleared"]), found
     for right, rounds in found["read"]:
         assert right == rounds > 0, found
     assert sum(removed for removed, _ in found["cleared"]) > 10, "else nothing was tried"

@@ -22,7 +22,7 @@ from fa3gen.matrix import worker as worker_module
 from fa3gen.matrix.calls import Tile, parse_case
 from fa3gen.matrix.journal import Journal
 from fa3gen.matrix.points import Point
-from fa3gen.matrix.report import Summary, command_of, junit, markdown, write
+from fa3gen.matrix.report import Summary, junit, markdown, write
 from fa3gen.matrix.run import Outcome, Subject, judge, outcome_from_json, refused
 from fa3gen.matrix.worker import Worker
 
@@ -144,8 +144,13 @@ def test_pairs_of_points_that_are_right() -> None:
 
 
 def test_commands() -> None:
-    assert command_of("mask=causal") == "fa3gen test --point mask=causal"
-    assert command_of("a dir/my.yaml", "b1") == "fa3gen test 'a dir/my.yaml' --call b1"
+    found = summary(RIGHT)
+    assert found.repeating("mask=causal") == "fa3gen test --point mask=causal"
+    assert found.repeating("a dir/my.yaml", "b1") == "fa3gen test 'a dir/my.yaml' --call b1"
+    parts = dataclasses.replace(found, again=("python", "-m", "fa3gen.matrix.parts", "part-1"))
+    assert parts.repeating("plain", "b1") == (
+        "python -m fa3gen.matrix.parts part-1 --point plain --call b1"
+    )
 
 
 def test_files(tmp_path: Path) -> None:
