@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from fa3gen.cli import app
 from fa3gen.errors import InputError
-from fa3gen.jit.index import package_fingerprint
 from fa3gen.matrix import command, sets
 from fa3gen.matrix.calls import parse_case
 from fa3gen.matrix.command import Request, execute
@@ -112,15 +111,22 @@ def test_one_call_is_not_the_kernel(tmp_path: Path) -> None:
     """What was right stays kept, and one call more does not count for all."""
     point, other = Point.parse("head_dim=64"), Point.parse("head_dim=64,mask=band")
     case = parse_case("b1-h1/1-q3-k5")
-    execute(Request(points=(point,)), tmp_path)
+    (first,) = execute(Request(points=(point,)), tmp_path).outcomes
+    assert first.calls > 1
     for one in (point, other):
         execute(Request(points=(one,)), tmp_path, case=case)
     kept = Journal(tmp_path / "outcomes.jsonl", resume=True)
-    identity = package_fingerprint()
-    known = kept.find(point.key, identity)
-    assert known is not None
-    assert known.calls > 1
-    assert kept.find(other.key, identity) is None
+    assert kept.find(point.key, first.identity) == first
+    assert other.key not in (tmp_path / "outcomes.jsonl").read_text()
+
+
+def test_other_neighbours_are_other_calls(tmp_path: Path) -> None:
+    """Points share out their calls, so that what is kept of one with others is not all of it."""
+    points = [Point.parse(f"head_dim=64,mask={mask}") for mask in ("band", "chunk", "dilated")]
+    execute(Request(points=points), tmp_path)
+    (alone,) = execute(Request(points=points[:1]), tmp_path, resume=True).outcomes
+    together = execute(Request(points=points), tmp_path / "new").outcomes
+    assert alone.calls > max(outcome.calls for outcome in together)
 
 
 def test_what_repeats_a_failure_leaves_the_report(
