@@ -11,7 +11,6 @@ from fa3gen.cases import Case, Layout
 from fa3gen.errors import InputError
 from fa3gen.matrix.covering import Row, pairwise, spread
 from fa3gen.matrix.factors import CALL, DEGENERATE, QUICK_CALL
-from fa3gen.runtime.artifact import KernelFacts
 
 __all__ = ["Tile", "all_calls", "few_calls", "parse_case", "tiles_of"]
 
@@ -34,13 +33,14 @@ class Tile:
     least_keys: int = 0
 
 
-def tiles_of(kernels: Iterable[KernelFacts]) -> tuple[Tile, ...]:
-    """The tiles of an artifact's kernels."""
+def tiles_of(kernels: Iterable[tuple[int, int, int | None]]) -> tuple[Tile, ...]:
+    """The tiles of a launch plan's kernels, each given by its query rows and keys a tile and the
+    most keys of a call that takes it."""
     tiles: list[Tile] = []
     least = 0
-    for kernel in kernels:
-        tiles.append(Tile(kernel.block_m, kernel.block_n, least))
-        least = (kernel.max_keys or 0) + 1
+    for block_m, block_n, max_keys in kernels:
+        tiles.append(Tile(block_m, block_n, least))
+        least = (max_keys or 0) + 1
     return tuple(tiles)
 
 

@@ -16,15 +16,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fa3gen.errors import InputError, UserError
-from fa3gen.matrix.calls import parse_case, tiles_of
+from fa3gen.matrix.calls import parse_case
 from fa3gen.matrix.execute import Run
 from fa3gen.matrix.journal import Journal
 from fa3gen.matrix.points import Point
 from fa3gen.matrix.report import Summary, junit, machine, write
-from fa3gen.matrix.run import Outcome, Subject, refused, variant_of
+from fa3gen.matrix.run import Outcome, Subject, built_subject, refused
 from fa3gen.matrix.worker import Worker
 from fa3gen.progress import matrix_progress
 from fa3gen.runtime.artifact import Artifact
@@ -71,10 +70,11 @@ class _Part:
                 continue
             artifact = attention.artifact
             assert artifact is not None
+            key = self.keys[name]
             try:
-                yield _subject(self.keys[name], artifact), artifact
+                yield built_subject(key, Point.parse(key).spec(), artifact), artifact
             except UserError as error:
-                yield refused(self.keys[name], error)
+                yield refused(key, error)
 
 
 def write_parts(
@@ -117,19 +117,6 @@ def _split(
         size += more
     if part:
         yield part
-
-
-def _subject(key: str, artifact: Artifact) -> Subject:
-    spec: Mapping[str, Any] = Point.parse(key).spec()
-    return Subject(
-        key,
-        variant_of(spec, artifact.inputs),
-        artifact.dtype.torch_name,
-        (artifact.head_dim_qk, artifact.head_dim_v),
-        tiles_of(artifact.kernels),
-        artifact.library_sha256,
-        tuple(kernel.registers for kernel in artifact.kernels),
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,14 +12,17 @@ from fa3gen.cases import Case
 from fa3gen.check import CheckResult, Variant, run_case
 from fa3gen.errors import Fa3genError, PressureError, UserError
 from fa3gen.inputs import InputMeta
-from fa3gen.matrix.calls import Tile
+from fa3gen.matrix.calls import Tile, tiles_of
+from fa3gen.runtime.artifact import Artifact
 from fa3gen.runtime.examples import examples_of
+from fa3gen.runtime.reference import reference_mask, reference_score
 
 __all__ = [
     "Failure",
     "Outcome",
     "Report",
     "Subject",
+    "built_subject",
     "judge",
     "outcome_from_json",
     "refused",
@@ -117,6 +120,23 @@ def outcome_from_json(values: Mapping[str, Any]) -> Outcome:
     return Outcome(**{**values, "failures": tuple(failures), "registers": registers})
 
 
+def built_subject(key: str, spec: Mapping[str, Any], artifact: Artifact) -> Subject:
+    """A built kernel, and what its spec, as a mapping, asks for.
+
+    Raises what ``variant_of`` does.
+    """
+    kernels = artifact.kernels
+    return Subject(
+        key,
+        variant_of(spec, artifact.inputs),
+        artifact.dtype.torch_name,
+        (artifact.head_dim_qk, artifact.head_dim_v),
+        tiles_of((one.block_m, one.block_n, one.max_keys) for one in kernels),
+        artifact.library_sha256,
+        tuple(kernel.registers for kernel in kernels),
+    )
+
+
 def judge(
     subject: Subject,
     op: Callable[..., Any],
@@ -145,18 +165,19 @@ def judge(
 
 
 def variant_of(spec: Mapping[str, Any], metas: Sequence[InputMeta]) -> Variant:
-    """What a spec, given as a mapping, asks for; ``metas`` are the inputs of its op."""
+    """What a spec, given as a mapping, asks for; ``metas`` are the inputs of its op.
+
+    Raises UnsupportedError where nobody has written the mask or the score by hand.
+    """
     declared: Mapping[str, Mapping[str, Any]] = spec.get("inputs") or {}
     drawn = {
         name: {key: one[key] for key in ("example", "size") if one.get(key) is not None}
         for name, one in declared.items()
     }
-    return Variant(
-        spec.get("mask", "full"),
-        spec.get("score", "score"),
-        examples_of(metas, drawn),
-        spec.get("sink"),
-    )
+    mask, score = spec.get("mask", "full"), spec.get("score", "score")
+    reference_mask(mask)
+    reference_score(score)
+    return Variant(mask, score, examples_of(metas, drawn), spec.get("sink"))
 
 
 def _share(result: CheckResult) -> float:

@@ -13,12 +13,11 @@ from fa3gen.cases import Case
 from fa3gen.driver import SpecLike, interpreted, plan_of
 from fa3gen.errors import Fa3genError, UserError
 from fa3gen.jit.index import package_fingerprint
-from fa3gen.matrix.calls import Tile, few_calls, tiles_of
+from fa3gen.matrix.calls import few_calls, tiles_of
 from fa3gen.matrix.covering import Row
 from fa3gen.matrix.points import Point
-from fa3gen.matrix.run import Outcome, Subject, refused, variant_of
+from fa3gen.matrix.run import Outcome, Subject, built_subject, refused, variant_of
 from fa3gen.runtime.artifact import Artifact
-from fa3gen.runtime.reference import reference_mask, reference_score
 from fa3gen.spec import AttentionSpec, load_spec
 
 __all__ = ["Interpretable", "Target", "built", "interpretable"]
@@ -91,7 +90,8 @@ def built(
             yield refused(target.key, result)
             continue
         try:
-            yield _subject_of(target, result), result
+            asked = _asked(_loaded(target.spec))
+            yield built_subject(target.key, asked, result), result
         except UserError as error:
             yield refused(target.key, error)
 
@@ -100,36 +100,21 @@ def _planned(target: Target, identity: str) -> tuple[Target, Subject, Any] | Out
     try:
         spec = _loaded(target.spec)
         plan = plan_of(spec)
-        limits = [schedule.max_keys for schedule in plan]
-        tiles = tuple(
-            Tile(schedule.tiling.block_m, schedule.tiling.block_n, (before or -1) + 1)
-            for schedule, before in zip(plan, [None, *limits], strict=False)
+        subject = Subject(
+            target.key,
+            variant_of(_asked(spec), spec.input_metas),
+            spec.dtype.torch_name,
+            (spec.head_dim.qk, spec.head_dim.v),
+            tiles_of((one.tiling.block_m, one.tiling.block_n, one.max_keys) for one in plan),
+            identity,
         )
-        return target, _subject(target, spec, tiles, identity), plan
+        return target, subject, plan
     except Fa3genError as error:
         return refused(target.key, error)
 
 
-def _subject_of(target: Target, artifact: Artifact) -> Subject:
-    subject = _subject(
-        target, _loaded(target.spec), tiles_of(artifact.kernels), artifact.library_sha256
-    )
-    return replace(subject, registers=tuple(kernel.registers for kernel in artifact.kernels))
-
-
-def _subject(
-    target: Target, spec: AttentionSpec, tiles: tuple[Tile, ...], identity: str
-) -> Subject:
-    """Raises UnsupportedError where nobody has written the mask or the score by hand."""
-    declared: Mapping[str, Any] = {
-        name: one.model_dump(exclude_none=True) for name, one in spec.inputs.items()
-    }
-    asked = {"mask": spec.mask, "score": spec.score, "sink": spec.sink, "inputs": declared}
-    variant = variant_of(asked, spec.input_metas)
-    reference_mask(variant.mask)
-    reference_score(variant.score)
-    dims = (spec.head_dim.qk, spec.head_dim.v)
-    return Subject(target.key, variant, spec.dtype.torch_name, dims, tiles, identity)
+def _asked(spec: AttentionSpec) -> Mapping[str, Any]:
+    return spec.model_dump(mode="json", include={"mask", "score", "sink", "inputs"})
 
 
 def _loaded(spec: SpecLike) -> AttentionSpec:

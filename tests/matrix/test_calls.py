@@ -8,7 +8,6 @@ import torch
 from fa3gen.cases import Case, Layout, draw_inputs
 from fa3gen.errors import InputError
 from fa3gen.matrix.calls import Tile, all_calls, few_calls, parse_case, tiles_of
-from fa3gen.runtime.artifact import KernelFacts
 
 TILE = Tile(128, 80)
 
@@ -47,9 +46,7 @@ def test_many_work_tiles() -> None:
 
 
 def test_both_kernels_of_a_plan_and_where_they_meet() -> None:
-    facts = [KernelFacts("short", 512, 128, 64, 384, 1, 1, 0)]
-    facts.append(KernelFacts("long", None, 192, 128, 512, 1, 1, 0))
-    tiles = tiles_of(facts)
+    tiles = tiles_of([(128, 64, 512), (192, 128, None)])
     assert tiles == (Tile(128, 64), Tile(192, 128, 513))
     keys = {case.seqlen_k for case in all_calls(tiles)}
     assert {512, 513, 512 + 128, 512 + 391, 64, 199} <= keys
